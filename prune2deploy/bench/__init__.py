@@ -1,0 +1,1 @@
+"""From engines to raw samples to verdicts."""

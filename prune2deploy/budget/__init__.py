@@ -1,0 +1,1 @@
+"""From scores and a target to a plan: targets, alignment, allocation."""

@@ -1,0 +1,142 @@
+"""A pruning plan: pure data that says which indices of which parameters stay.
+
+Plans print, store, replay and compose. They know parameters by name and dimension and nothing of the
+graph that they were made from, so that a bundle can be loaded without tracing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prune2deploy.errors import InputError
+
+SCHEMA_VERSION = 1
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptIndices:
+    """The indices of dimension ``dim`` of tensor ``tensor`` that stay, ascending, in the dense model's numbering."""
+
+    tensor: str
+    dim: int
+    dense_size: int
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            raise InputError("a plan may not empty a dimension", where=f"{self.tensor} dim {self.dim}")
+        if any(a >= b for a, b in zip(self.kept, self.kept[1:], strict=False)):
+            raise InputError("kept indices must ascend without repetition", where=f"{self.tensor} dim {self.dim}")
+        if self.kept[0] < 0 or self.kept[-1] >= self.dense_size:
+            raise InputError(f"an index lies outside 0..{self.dense_size - 1}", where=f"{self.tensor} dim {self.dim}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunePlan:
+    """What stays of a dense model. Tensors and dimensions that are not listed stay whole.
+
+    ``tensors`` are parameters and buffers by their ``state_dict`` names, shared ones under their first
+    name. ``fingerprint`` is that of the dense model. ``provenance`` says how the plan came about (method,
+    criterion, target, alignment): it is printed and stored, and changes nothing.
+    """
+
+    fingerprint: str
+    entries: tuple[KeptIndices, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is removed."""
+        return all(len(entry.kept) == entry.dense_size for entry in self.entries)
+
+    def pruned_shapes(self, dense: Shapes) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors after the plan, from the dense shapes."""
+        shapes = {name: list(shape) for name, shape in dense.items()}
+        for entry in self.entries:
+            shapes[entry.tensor][entry.dim] = len(entry.kept)
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+    def then(self, later: "PrunePlan") -> "PrunePlan":
+        """The plan that does this one and then ``later``, whose indices count within what this one kept.
+
+        ``later`` carries the fingerprint of the pruned model; the result carries that of the dense one.
+        """
+        first = {(entry.tensor, entry.dim): entry for entry in self.entries}
+        second = {(entry.tensor, entry.dim): entry for entry in later.entries}
+        entries = []
+        for key in sorted(first.keys() | second.keys()):
+            if key not in second:
+                entries.append(first[key])
+            elif key not in first:
+                entries.append(second[key])
+            else:
+                before, after = first[key], second[key]
+                if after.dense_size != len(before.kept):
+                    raise InputError(
+                        f"the second plan counts {after.dense_size} indices where the first left {len(before.kept)}",
+                        where=f"{before.tensor} dim {before.dim}",
+                    )
+                kept = tuple(before.kept[index] for index in after.kept)
+                entries.append(
+                    KeptIndices(tensor=before.tensor, dim=before.dim, dense_size=before.dense_size, kept=kept)
+                )
+        return PrunePlan(fingerprint=self.fingerprint, entries=tuple(entries), provenance=later.provenance)
+
+    def to_document(self) -> dict[str, Any]:
+        """As a JSON object; kept indices as runs [first, count]."""
+        return {
+            "schema_version": self.schema_version,
+            "fingerprint": self.fingerprint,
+            "provenance": dict(self.provenance),
+            "entries": [
+                {"tensor": entry.tensor, "dim": entry.dim, "dense_size": entry.dense_size, "kept": _runs(entry.kept)}
+                for entry in self.entries
+            ],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, where: str = "plan") -> "PrunePlan":
+        """From a JSON object.
+
+        Raises:
+            InputError: the document is damaged or of another schema version.
+        """
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"the plan has schema version {document.get('schema_version')}, this p2d reads {SCHEMA_VERSION}",
+                where=where,
+            )
+        try:
+            entries = tuple(
+                KeptIndices(
+                    tensor=entry["tensor"],
+                    dim=entry["dim"],
+                    dense_size=entry["dense_size"],
+                    kept=tuple(index for first, count in entry["kept"] for index in range(first, first + count)),
+                )
+                for entry in document["entries"]
+            )
+            return cls(fingerprint=document["fingerprint"], entries=entries, provenance=document["provenance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the plan is damaged ({error})", where=where) from error
+
+
+def fingerprint_of(shapes: Shapes) -> str:
+    """Fingerprint of a model: a digest of its tensors' names and shapes, in any order. Source: design, "Plans"."""
+    listing = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _runs(indices: Iterable[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and sum(runs[-1]) == index:
+            runs[-1][1] += 1
+        else:
+            runs.append([index, 1])
+    return runs

@@ -1,0 +1,1 @@
+"""Checkpoints in (whatever the world saves) and bundles out (ours)."""

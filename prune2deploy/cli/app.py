@@ -1,0 +1,5 @@
+"""The ``p2d`` program."""
+
+
+def main() -> None:
+    """Run the command line."""

@@ -1,0 +1,1 @@
+"""From a data spec to training and test splits."""

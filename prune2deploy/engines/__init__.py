@@ -1,0 +1,1 @@
+"""Engines that run ONNX files: one file an engine. None imports torch."""

@@ -1,0 +1,119 @@
+"""What an engine is, and which there are.
+
+Engines live to the right of export: they know ONNX files and arrays, and import no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """How an engine is built from an ONNX file.
+
+    ``batches`` are the batch sizes that will be run; engines with profiles span them. ``threads`` is the
+    number of CPU threads inside one operator (CPU engines only). ``cache`` is a folder for built engines,
+    None to keep none.
+    """
+
+    precision: str = "fp32"
+    batches: tuple[int, ...] = (1,)
+    threads: int = 1
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """Whether an engine can be used on this machine, and if not, what to do about it.
+
+    ``builds`` is True where engines can be built though not run (TensorRT for RTX without a GPU).
+    """
+
+    runs: bool
+    builds: bool
+    version: str | None = None
+    device: str | None = None
+    reason: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """One input or output: its name, dtype as NumPy spells it, and shape with None for dynamic sizes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class BuiltEngine(Protocol):
+    """An engine for one ONNX file, ready to run in this process.
+
+    Timing calls ``bind`` once for each batch size, ``run`` many times, ``read`` when it wants outputs.
+    ``run`` returns only when the outputs are there.
+    """
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        """Inputs, in the file's order."""
+
+    @property
+    def outputs(self) -> Sequence[TensorInfo]:
+        """Outputs, in the file's order."""
+
+    def bind(self, arrays: Mapping[str, Array]) -> None:
+        """Place inputs where ``run`` reads them (on the device, for GPU engines), and allocate outputs."""
+
+    def run(self) -> None:
+        """Run once over what is bound, and wait for the outputs."""
+
+    def read(self) -> dict[str, NDArray[np.generic]]:
+        """Outputs of the last run, by name, as host arrays of their own."""
+
+    def inspect(self) -> dict[str, Any]:
+        """What the engine tells of itself: layers, precisions, providers. JSON values only."""
+
+    def close(self) -> None:
+        """Free what it holds; closing twice is harmless."""
+
+
+class Engine(Protocol):
+    """One way to run ONNX files."""
+
+    name: str
+    precisions: frozenset[str]
+
+    def availability(self) -> Availability:
+        """Whether it can be used here. Never raises; imports its package only when asked."""
+
+    def build(self, onnx_path: Path, options: BuildOptions) -> BuiltEngine:
+        """Build an engine that can be run.
+
+        Raises:
+            EngineError: the engine is not usable here, or lacks an operator (named).
+            InputError: the file is missing or no ONNX file.
+        """
+
+    def build_file(self, onnx_path: Path, engine_path: Path, options: BuildOptions) -> "BuildSummary":
+        """Build and store an engine without running it, where the engine has files to store.
+
+        Raises:
+            EngineError: as ``build``; also where this engine has no stored form.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSummary:
+    """What a build gave: the stored file, its size, how long it took, and what the engine tells of itself."""
+
+    file: Path
+    bytes_total: int
+    build_seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""From a module to an ONNX file that computes the same."""

@@ -1,0 +1,137 @@
+"""Channels, groups and the graph that holds them: what every later stage knows of a model's structure.
+
+A *channel* is the smallest set of parameter slices that can only leave together. Channels that are produced by
+the same dimensions form a *group*. ``graph.trace`` builds the graph from a module; nothing here needs the module
+again, so that scores, budgets and plans are computed on plain arrays.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune2deploy.graph.cost import CostModel
+
+FROZEN = -1
+
+ChannelMask = NDArray[np.bool_]
+
+
+class Role(enum.Enum):
+    """What a tensor's dimension does with a channel.
+
+    ``PRODUCER``: the output dimension of a weight. ``CONSUMER``: the input dimension of a weight. ``AFFINE``: a
+    value that rides on the channel (norm scale and shift, running statistics, bias, depthwise kernel, layer scale).
+    """
+
+    PRODUCER = "producer"
+    CONSUMER = "consumer"
+    AFFINE = "affine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One dimension of one tensor, and the channel that each of its indices belongs to.
+
+    ``tensor`` is the ``state_dict`` name (of the first alias, where a tensor is shared). ``channels`` has shape
+    (size,), integers; ``FROZEN`` where the index cannot leave. One channel may own several indices (a flattened
+    7x7 map gives 49 columns of the next linear layer). ``learnable`` is False for buffers.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    learnable: bool
+    channels: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Dense size of the dimension."""
+        return len(self.channels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Channels that share their producers, and so make up one width of the network.
+
+    ``name`` is the module that produces them first (``layer1.0.conv1``). ``channels`` holds channel numbers in the
+    order of their first index there. ``positions`` is how many indices of the widest producer dimension one
+    channel takes (4 where convolution groups of 4 leave whole). ``exact`` is False where a norm or a mean is
+    taken over these channels, so that removing some changes the statistics of the rest. ``stream`` is True
+    where a residual addition joins two or more producers: such a group is not *inside* a block.
+    """
+
+    index: int
+    name: str
+    channels: NDArray[np.int64]
+    positions: int
+    exact: bool
+    stream: bool
+
+    @property
+    def width(self) -> int:
+        """Dense width in indices of the producing dimension."""
+        return len(self.channels) * self.positions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenReason:
+    """Why some indices cannot leave: the first cause in the order of execution.
+
+    ``operator`` is the ATen name; ``place`` the module path and source line of the user's code; ``axes`` the
+    tensor dimensions that it froze, as (tensor, dim).
+    """
+
+    reason: str
+    operator: str
+    place: str
+    axes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGraph:
+    """Everything that can leave a model, what holds it together and what it costs.
+
+    ``shapes`` are the dense shapes of all tensors of the ``state_dict``; ``fingerprint`` identifies them.
+    ``group_of`` has shape (channel_count,). ``cost`` gives FLOPs and parameters of any channel mask.
+    """
+
+    fingerprint: str
+    shapes: Mapping[str, tuple[int, ...]]
+    axes: tuple[Axis, ...]
+    groups: tuple[Group, ...]
+    frozen: tuple[FrozenReason, ...]
+    cost: CostModel
+    channel_count: int
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def group_of(self) -> NDArray[np.int64]:
+        """The group of each channel. Shape: (channel_count,)."""
+        owner = np.zeros(self.channel_count, dtype=np.int64)
+        for group in self.groups:
+            owner[group.channels] = group.index
+        return owner
+
+    def axes_with(self, role: Role, *, learnable: bool = True) -> tuple[Axis, ...]:
+        """Axes of one role, of parameters only unless ``learnable`` is False."""
+        return tuple(axis for axis in self.axes if axis.role is role and (axis.learnable or not learnable))
+
+    def sum_over_slices(self, axis: Axis, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum ``values``, one for each index of ``axis``, into the channels that own the indices.
+
+        Shape: (axis.size,) -> (channel_count,). Frozen indices are left out.
+        """
+        owned = axis.channels != FROZEN
+        return np.bincount(axis.channels[owned], weights=values[owned], minlength=self.channel_count)
+
+    def everything(self) -> ChannelMask:
+        """The mask that keeps all channels. Shape: (channel_count,)."""
+        return np.ones(self.channel_count, dtype=bool)
+
+    def kept_widths(self, kept: ChannelMask) -> tuple[int, ...]:
+        """Width of each group under a mask, in indices of the producing dimension."""
+        return tuple(int(kept[group.channels].sum()) * group.positions for group in self.groups)

@@ -1,0 +1,1 @@
+"""How operators move and unite channel labels: one file a family of operators."""

@@ -1,0 +1,1 @@
+"""From a model's name to a module: the zoo, torchvision, timm, or a user's own factory."""

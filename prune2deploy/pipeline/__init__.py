@@ -1,0 +1,1 @@
+"""Composes the stages into runs: one file a command's work."""

@@ -1,0 +1,1 @@
+"""When to prune and what: one file a method."""

@@ -1,0 +1,1 @@
+"""From a result document to what people and CI systems read."""

@@ -1,0 +1,1 @@
+"""Cutting a module by a plan, and proving that the cut is exact."""

@@ -1,0 +1,1 @@
+"""Training, evaluation, and the recalibration of batch-norm statistics."""
