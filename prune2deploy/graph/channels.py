@@ -126,7 +126,8 @@ class ChannelGraph:
         Shape: (axis.size,) -> (channel_count,). Frozen indices are left out.
         """
         owned = axis.channels != FROZEN
-        return np.bincount(axis.channels[owned], weights=values[owned], minlength=self.channel_count)
+        summed = np.bincount(axis.channels[owned], weights=values[owned], minlength=self.channel_count)
+        return summed.astype(np.float64)
 
     def everything(self) -> ChannelMask:
         """The mask that keeps all channels. Shape: (channel_count,)."""
