@@ -1,1 +1,1 @@
-"""From engines to raw samples to verdicts."""
+"""Measuring: from ONNX files to raw samples, intervals on ratios, and verdicts. Nothing here imports torch."""

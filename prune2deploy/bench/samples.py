@@ -1,0 +1,108 @@
+"""Raw samples: everything one build measured, kept as it came. Nothing is clipped or averaged here."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prune2deploy.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive timed runs of one engine. ``samples_ns`` holds the wall-clock time of each run in ns.
+
+    ``round`` counts from 0; ``position`` is the place in that round's random order. ``copy`` is 1 for the control.
+    """
+
+    variant: str
+    copy: int
+    round: int
+    position: int
+    samples_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What one build measured at one precision and batch size.
+
+    ``warmup`` has one entry a slot: variant, copy, medians_ns, steady. ``signals`` has one entry a round, taken
+    before it, and one after the last.
+    """
+
+    precision: str
+    batch: int
+    blocks: tuple[Block, ...]
+    warmup: tuple[Mapping[str, Any], ...]
+    signals: tuple[Mapping[str, float | None], ...]
+
+    def samples_of(self, variant: str, *, copy: int = 0) -> list[int]:
+        """All samples of one slot in ns, in the order they were taken."""
+        return [
+            sample
+            for block in self.blocks
+            if block.variant == variant and block.copy == copy
+            for sample in block.samples_ns
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSamples:
+    """One build: a fresh process with fresh engines.
+
+    ``engines`` has one entry a slot: variant, copy, precision, build_seconds, parity_max_error (None without
+    reference outputs), details. ``accuracies`` maps "variant/precision" to top-1 accuracy through the engine.
+    ``minimum_seconds`` is how long the shortest useful build of this kind would take.
+    """
+
+    build: int
+    cpus: tuple[int, ...] | None
+    cells: tuple[Cell, ...]
+    engines: tuple[Mapping[str, Any], ...]
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    minimum_seconds: float = 0.0
+
+    def cell(self, precision: str, batch: int) -> Cell:
+        """The cell of one precision and batch size.
+
+        Raises:
+            InputError: this build did not measure it.
+        """
+        for cell in self.cells:
+            if (cell.precision, cell.batch) == (precision, batch):
+                return cell
+        raise InputError(f"build {self.build} holds no samples at {precision}, batch {batch}")
+
+    def to_document(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, where: str) -> "BuildSamples":
+        """From a JSON object.
+
+        Raises:
+            InputError: the document is damaged or of another schema version.
+        """
+        if document.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"the samples have schema version {document.get('schema_version')}, this p2d reads {SCHEMA_VERSION}",
+                where=where,
+            )
+        try:
+            fields = {name: value for name, value in document.items() if name != "schema_version"}
+            cpus = fields["cpus"]
+            fields["cpus"] = None if cpus is None else tuple(cpus)
+            fields["cells"] = tuple(_cell(cell) for cell in fields["cells"])
+            fields["engines"] = tuple(fields["engines"])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the samples are damaged ({error})", where=where, hint="run `p2d bench` again") from error
+
+
+def _cell(document: Mapping[str, Any]) -> Cell:
+    blocks = tuple(Block(**{**block, "samples_ns": tuple(block["samples_ns"])}) for block in document["blocks"])
+    fields = {**document, "blocks": blocks}
+    return Cell(**{**fields, "warmup": tuple(fields["warmup"]), "signals": tuple(fields["signals"])})

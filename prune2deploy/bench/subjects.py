@@ -1,0 +1,135 @@
+"""What is to be measured, and how: the values that a benchmark is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from prune2deploy.errors import InputError
+
+DENSE = "dense"
+REDUCED = "reduced"
+PRUNED = "pruned"
+
+MINIMUM_BUILDS_FOR_AN_INTERVAL = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One ONNX file to time.
+
+    ``flops_fraction`` and ``parameters_fraction`` are relative to the dense model, None where unknown (a bare ONNX
+    file). ``accuracy`` is that of the training side; an accuracy measured through the engine takes its place.
+    """
+
+    variant: str
+    precision: str
+    onnx_path: Path
+    sha256: str
+    flops_fraction: float | None = None
+    parameters_fraction: float | None = None
+    accuracy: float | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """As a JSON object, for the worker."""
+        return {
+            "variant": self.variant,
+            "precision": self.precision,
+            "onnx_path": str(self.onnx_path),
+            "sha256": self.sha256,
+            "flops_fraction": self.flops_fraction,
+            "parameters_fraction": self.parameters_fraction,
+            "accuracy": self.accuracy,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Subject":
+        """From the JSON object that ``to_document`` made."""
+        return cls(**{**document, "onnx_path": Path(document["onnx_path"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """How long and how carefully to measure.
+
+    ``builds`` fresh processes are measured one after the other; in each, up to ``rounds`` rounds run every variant
+    for one block of about ``block_seconds``. ``max_seconds`` bounds the whole measurement: first rounds are given up,
+    then builds. ``threads`` are CPU threads inside one operator, pinned to as many CPUs.
+    """
+
+    threads: int = 1
+    builds: int = 5
+    rounds: int = 12
+    block_seconds: float = 0.05
+    max_seconds: float | None = None
+    seed: int = 0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "builds", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"must be at least 1, not {getattr(self, name)}", where=f"--{name}")
+        if self.block_seconds <= 0:
+            raise InputError(f"must be above 0, not {self.block_seconds:g}", where="block_seconds")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise InputError(f"must be above 0, not {self.max_seconds:g}", where="--max-seconds")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"must lie between 0 and 1, not {self.confidence:g}", where="confidence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    """A whole benchmark on one engine.
+
+    ``claim`` is a speed-up against the baseline that every pruned row must reach, ``"flops"`` for the one that its
+    FLOPs imply, None for none (the implied one is then judged all the same, without consequence). ``evaluation`` is an
+    ``evaluation.npz`` for parity, accuracy and real inputs.
+    """
+
+    subjects: tuple[Subject, ...]
+    engine: str
+    batches: tuple[int, ...] = (1,)
+    evaluation: Path | None = None
+    claim: float | Literal["flops"] | None = None
+    options: BenchOptions = field(default_factory=BenchOptions)
+
+    def __post_init__(self) -> None:
+        if not self.subjects:
+            raise InputError("there is nothing to measure", hint="name a run folder or ONNX files")
+        keys = [(subject.variant, subject.precision) for subject in self.subjects]
+        if len(set(keys)) != len(keys):
+            raise InputError("two files carry the same variant and precision", hint="give them distinct names")
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):
+            raise InputError("batch sizes must be distinct and at least 1", where="--batch")
+        if isinstance(self.claim, float | int) and not self.claim > 0:
+            raise InputError(f"a speed-up must be above 0, not {self.claim:g}", where="--claim")
+        if self.claim == "flops" and not any(
+            self.is_claimed(subject.variant) and subject.flops_fraction for subject in self.subjects
+        ):
+            raise InputError(
+                "the FLOPs of these files are not known", where="--claim flops", hint="state a number, as --claim 2.5"
+            )
+        for precision in self.precisions:
+            if self.baseline not in {subject.variant for subject in self.subjects_at(precision)}:
+                raise InputError(f"there is no {self.baseline} file to compare with", where=f"--precision {precision}")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in order of first appearance."""
+        return tuple(dict.fromkeys(subject.precision for subject in self.subjects))
+
+    @property
+    def baseline(self) -> str:
+        """The variant that all others are compared with, and that is timed twice: ``dense``, else the first."""
+        variants = [subject.variant for subject in self.subjects]
+        return DENSE if DENSE in variants else variants[0]
+
+    def subjects_at(self, precision: str) -> tuple[Subject, ...]:
+        """The subjects of one precision, which are timed together."""
+        return tuple(subject for subject in self.subjects if subject.precision == precision)
+
+    def is_claimed(self, variant: str) -> bool:
+        """Whether claims are about this variant: ``pruned``, or in its absence all but the baseline and ``reduced``."""
+        if any(subject.variant == PRUNED for subject in self.subjects):
+            return variant == PRUNED
+        return variant not in (self.baseline, REDUCED)
