@@ -1,0 +1,5 @@
+"""``python -m prune2deploy``: the same program as ``p2d``."""
+
+from prune2deploy.cli.app import main
+
+main()

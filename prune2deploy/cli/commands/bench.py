@@ -1,0 +1,101 @@
+"""``p2d bench``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune2deploy.cli import options, values
+from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
+from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, known
+from prune2deploy.pipeline.outcomes import BenchOutcome
+from prune2deploy.pipeline.requests import BenchRequest
+
+_PANEL = "Engine and measuring"
+
+
+def bench(
+    subjects: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN|ONNX",
+            help="A run folder, or ONNX files, of which the first is the base. Default: the latest run.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: options.Engine = "auto",
+    precision: options.Precision = "fp32",
+    batch: options.Batch = "1,32",
+    threads: options.Threads = None,
+    builds: Annotated[
+        int | None,
+        typer.Option(
+            "--builds",
+            min=1,
+            metavar="N",
+            rich_help_panel=_PANEL,
+            help="Engine builds, each in a fresh process; an interval needs at least three.",
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None,
+        typer.Option("--max-seconds", metavar="S", rich_help_panel=_PANEL, help="Time that the measurement may take."),
+    ] = None,
+    claim: Annotated[
+        str | None,
+        typer.Option(
+            "--claim",
+            metavar="X|flops",
+            rich_help_panel=_PANEL,
+            help="Judge a speed-up over dense: a factor such as 3.0, or flops for the one that the FLOPs imply. "
+            "Sets the exit code: 0 confirmed, 10 refuted, 11 undecided, 12 invalid measurement.",
+        ),
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option("--baseline", hidden=True)] = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Time all variants against each other, and judge how much faster pruning made the model.
+
+    Variants run interleaved, over several engine builds in fresh processes; every speed-up comes with an interval.
+    """
+    values.refuse_option("--baseline", baseline, hint="leave it out")
+    run, onnx_files = values.run_or_files(subjects)
+    request = BenchRequest(
+        run=run,
+        onnx_files=onnx_files,
+        engine=known(engine, ENGINES, where="--engine"),
+        precisions=values.names("--precision", precision, PRECISIONS),
+        batches=values.counts("--batch", batch),
+        threads=threads,
+        builds=builds,
+        max_seconds=values.rate("--max-seconds", max_seconds, zero=False),
+        claim=values.claim("--claim", claim),
+        seed=seed,
+        out=out,
+        command=("p2d", *sys.argv[1:]),
+    )
+    with working(quiet=quiet, verbose=verbose) as progress:
+        from prune2deploy.pipeline.bench import run_bench_command
+
+        outcome = run_bench_command(request, progress)
+    if json:
+        print_document(outcome.document)
+    else:
+        show_measurement(outcome)
+    raise typer.Exit(outcome.exit_code)
+
+
+def show_measurement(outcome: BenchOutcome) -> None:
+    """Print what a measurement gave: tables, verdicts, remarks."""
+    for table in outcome.tables:
+        print_table(table)
+    for verdict in outcome.verdicts:
+        print_line(verdict)
+    print_notes(outcome.notes)
+    if outcome.file is not None:
+        print_line(f"result: {outcome.file}")

@@ -1,0 +1,56 @@
+"""``p2d inspect``."""
+
+from typing import Annotated
+
+import typer
+
+from prune2deploy.cli import options, values
+from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
+from prune2deploy.cli.tables import count, frozen_table, groups_table, variants_table
+from prune2deploy.pipeline.choices import SCOPES, known
+from prune2deploy.pipeline.outcomes import InspectOutcome
+from prune2deploy.pipeline.requests import InspectRequest
+
+
+def inspect(
+    subject: Annotated[
+        str, typer.Argument(metavar="CKPT|MODEL|RUN", help="A checkpoint, a model such as resnet20, or a run folder.")
+    ],
+    model: options.Model = None,
+    input_shape: options.Input = None,
+    scope: options.Scope = "all",
+    trust_pickle: options.TrustPickle = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what a model is and what can leave it: widths, FLOPs, parameters, what is frozen and why."""
+    request = InspectRequest(
+        subject=subject,
+        model=model,
+        input_shape=values.input_shape("--input", input_shape),
+        scope=known(scope, SCOPES, where="--scope"),
+        trust_pickle=trust_pickle,
+    )
+    with working(quiet=quiet, verbose=verbose) as progress:
+        from prune2deploy.pipeline.inspect import run_inspect
+
+        outcome = run_inspect(request, progress)
+    if json:
+        print_document(outcome.to_document())
+    else:
+        _show(outcome)
+
+
+def _show(outcome: InspectOutcome) -> None:
+    shape = "x".join(str(size) for size in outcome.input_shape)
+    print_line(f"{outcome.model}, input {shape}")
+    if outcome.alternatives:
+        print_line(f"also fits: {', '.join(outcome.alternatives)}")
+    print_line(f"{count(outcome.flops)}FLOPs, {count(outcome.parameters)} parameters, {len(outcome.groups)} widths")
+    print_table(groups_table(outcome.groups))
+    if outcome.frozen:
+        print_table(frozen_table(outcome.frozen))
+    if outcome.variants:
+        print_table(variants_table(outcome.variants))
+    print_notes(outcome.notes)

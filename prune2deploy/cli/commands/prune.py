@@ -1,0 +1,135 @@
+"""``p2d prune``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune2deploy.cli import options, values
+from prune2deploy.cli.console import print_line, print_notes, print_table, working
+from prune2deploy.cli.tables import percent, variants_table
+from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, PRUNING_METHODS, RANKINGS, SCOPES, VARIANTS, known
+from prune2deploy.pipeline.outcomes import PruneOutcome
+from prune2deploy.pipeline.requests import PruneRequest, Targets
+
+
+def prune(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT", help="A checkpoint: .pth, .pt, .ckpt, .safetensors, or a model folder of a run."
+        ),
+    ],
+    flops: options.Flops = None,
+    params: options.Params = None,
+    latency: Annotated[str | None, typer.Option("--latency", hidden=True)] = None,
+    memory: Annotated[str | None, typer.Option("--memory", hidden=True)] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "--criterion",
+            metavar="NAME",
+            rich_help_panel="Target",
+            help=f"What makes a channel matter: {', '.join(PRUNING_METHODS)}. Default: the best for what is given.",
+        ),
+    ] = None,
+    ranking: options.Ranking = "global",
+    scope: options.Scope = "all",
+    align: options.Align = "auto",
+    engine: options.AlignForEngine = None,
+    precision: options.AlignForPrecision = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="NAMES",
+            rich_help_panel="Target",
+            help=f"What to make, comma-separated: {', '.join(VARIANTS)}.",
+        ),
+    ] = ",".join(VARIANTS),
+    model: options.Model = None,
+    data: options.Data = None,
+    input_shape: options.Input = None,
+    trust_pickle: options.TrustPickle = False,
+    epochs: options.Epochs = None,
+    lr: options.LearningRate = None,
+    batch_size: options.BatchSize = None,
+    optimizer: options.Optimizer = None,
+    schedule: options.Schedule = None,
+    warmup_epochs: options.WarmupEpochs = None,
+    label_smoothing: options.LabelSmoothing = None,
+    weight_decay: options.WeightDecay = None,
+    mixed_precision: options.MixedPrecision = None,
+    distill: Annotated[bool, typer.Option("--distill", hidden=True)] = False,
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    out: options.Out = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Prune a checkpoint to a target, fine-tune it, and make the variants to compare it with.
+
+    Channels really leave, and every cut is proven: the pruned model computes what the dense one does without them.
+    """
+    values.refuse_option("--latency", latency, hint="set a target with --flops or --params")
+    values.refuse_option("--memory", memory, hint="set a target with --flops or --params")
+    values.refuse_option("--distill", distill, hint="leave it out: fine-tuning uses the labels")
+    request = PruneRequest(
+        checkpoint=checkpoint,
+        targets=Targets(
+            flops=values.fraction("--flops", flops),
+            parameters=values.fraction("--params", params),
+        ),
+        model=model,
+        data=data,
+        input_shape=values.input_shape("--input", input_shape),
+        method=values.optional_name("--method", method, PRUNING_METHODS),
+        ranking=known(ranking, RANKINGS, where="--ranking"),
+        scope=known(scope, SCOPES, where="--scope"),
+        alignment=values.alignment("--align", align),
+        engine=values.optional_name("--engine", engine, ENGINES),
+        precision=values.optional_name("--precision", precision, PRECISIONS),
+        variants=values.names("--variants", variants, VARIANTS),
+        training=values.training_choices(
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            schedule=schedule,
+            warmup_epochs=warmup_epochs,
+            label_smoothing=label_smoothing,
+            weight_decay=weight_decay,
+            mixed_precision=mixed_precision,
+        ),
+        seed=seed,
+        resume=resume,
+        out=out,
+        trust_pickle=trust_pickle,
+        command=("p2d", *sys.argv[1:]),
+    )
+    with working(quiet=quiet, verbose=verbose) as progress:
+        from prune2deploy.pipeline.prune import run_prune
+
+        outcome = run_prune(request, progress)
+    show_pruning(outcome)
+    print_line("next: p2d export, then p2d bench")
+
+
+def show_pruning(outcome: PruneOutcome) -> None:
+    """Print what a pruning gave."""
+    shares = ", ".join(
+        f"{outcome.achieved[name]:.3f} of the {_WORDS[name]} stay (target {target:g})"
+        for name, target in outcome.targets.items()
+    )
+    print_line(f"{outcome.model}, {outcome.method}, granule {outcome.alignment}: {shares}")
+    print_table(variants_table(outcome.variants))
+    if outcome.accuracies:
+        moments = (f"{moment.replace('_', ' ')} {percent(value)}" for moment, value in outcome.accuracies.items())
+        print_line(f"accuracy of pruned: {', '.join(moments)}")
+    print_notes(outcome.notes)
+    print_line(f"run: {outcome.run}")
+
+
+_WORDS = {"flops": "FLOPs", "parameters": "parameters"}

@@ -1,0 +1,235 @@
+"""Options that several commands share, each declared once with the words of its help.
+
+Lists and specs stay text here and become values in ``cli.values``, so that a bad one is refused in our words.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prune2deploy.pipeline import choices
+
+_MODEL = "Model and data"
+_TARGET = "Target"
+_TRAINING = "Training"
+_MEASURING = "Engine and measuring"
+_RUN = "Run"
+
+
+def _listed(words: str, names: Mapping[str, str]) -> str:
+    return f"{words}: {', '.join(names)}."
+
+
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="RUN", help="A run folder. Default: the latest run, p2d-runs/latest.", show_default=False),
+]
+
+# Model and data
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        rich_help_panel=_MODEL,
+        help="Architecture, where the checkpoint does not say: resnet20, torchvision:resnet50, timm:resnet50, "
+        "package.module:factory; arguments as timm:resnet50?num_classes=10. Default: identified from the checkpoint.",
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="CxHxW",
+        rich_help_panel=_MODEL,
+        help="Input shape, such as 3x224x224. Default: the model's own configuration.",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        rich_help_panel=_MODEL,
+        help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME_OR_DIR or package.module:factory.",
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option(
+        "--trust-pickle",
+        rich_help_panel=_MODEL,
+        help="Unpickle a whole pickled module. This runs whatever code the file holds: only for files you made.",
+    ),
+]
+
+# Target
+Flops = Annotated[
+    str | None,
+    typer.Option(
+        "--flops", metavar="SHARE", rich_help_panel=_TARGET, help="Share of the dense FLOPs that stays, such as 0.33."
+    ),
+]
+Params = Annotated[
+    str | None,
+    typer.Option(
+        "--params",
+        metavar="SHARE",
+        rich_help_panel=_TARGET,
+        help="Share of the dense parameters that stays, such as 0.5. Of several targets, all must hold.",
+    ),
+]
+Ranking = Annotated[
+    str,
+    typer.Option(
+        "--ranking", metavar="NAME", rich_help_panel=_TARGET, help=_listed("How channels compete", choices.RANKINGS)
+    ),
+]
+Scope = Annotated[
+    str,
+    typer.Option(
+        "--scope",
+        metavar="NAME",
+        rich_help_panel=_TARGET,
+        help="What may be cut: all, or inside-blocks (residual streams keep their widths).",
+    ),
+]
+Align = Annotated[
+    str,
+    typer.Option(
+        "--align",
+        metavar="auto|N|1",
+        rich_help_panel=_TARGET,
+        help="Granule of channels that fast kernels want: auto (16 unless --engine and --precision say otherwise), "
+        "a number, or 1 for none.",
+    ),
+]
+
+# Training
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", min=0, metavar="N", rich_help_panel=_TRAINING, help="Epochs to train.")
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--lr", metavar="RATE", rich_help_panel=_TRAINING, help="Peak learning rate."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, metavar="N", rich_help_panel=_TRAINING, help="Images in a training batch."),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option("--optimizer", metavar="NAME", rich_help_panel=_TRAINING, help=_listed("One of", choices.OPTIMIZERS)),
+]
+Schedule = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="NAME",
+        rich_help_panel=_TRAINING,
+        help=_listed("How the learning rate falls", choices.SCHEDULES),
+    ),
+]
+WarmupEpochs = Annotated[
+    int | None,
+    typer.Option(
+        "--warmup-epochs",
+        min=0,
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="Epochs over which the learning rate rises to its peak.",
+    ),
+]
+LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(
+        "--label-smoothing",
+        metavar="SHARE",
+        rich_help_panel=_TRAINING,
+        help="Probability spread over the other classes, such as 0.1.",
+    ),
+]
+WeightDecay = Annotated[
+    float | None,
+    typer.Option("--weight-decay", metavar="RATE", rich_help_panel=_TRAINING, help="Weight decay, such as 5e-4."),
+]
+MixedPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--mixed-precision",
+        metavar="NAME",
+        rich_help_panel=_TRAINING,
+        help=_listed("Arithmetic of training", choices.MIXED_PRECISIONS),
+    ),
+]
+
+# Engine and measuring
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        rich_help_panel=_MEASURING,
+        help=_listed("One of", choices.ENGINES) + " `p2d doctor` says which run here.",
+    ),
+]
+AlignForEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        rich_help_panel=_TARGET,
+        help=_listed("The engine to align for", choices.ENGINES),
+    ),
+]
+AlignForPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        rich_help_panel=_TARGET,
+        help=_listed("The precision to align for", choices.PRECISIONS),
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="NAMES",
+        rich_help_panel=_MEASURING,
+        help=_listed("Precisions, comma-separated", choices.PRECISIONS),
+    ),
+]
+Batch = Annotated[
+    str,
+    typer.Option("--batch", metavar="N,N", rich_help_panel=_MEASURING, help="Batch sizes, comma-separated."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", rich_help_panel=_MEASURING, help="CPU threads inside one operator."),
+]
+
+# Run
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, metavar="N", rich_help_panel=_RUN, help="Seed of everything random.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", rich_help_panel=_RUN, help="Go on with an interrupted run: the same command and this."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", rich_help_panel=_RUN, help="Folder to write. Default: a new one under p2d-runs/."
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=_RUN, help="Print one JSON document to standard output, nothing else."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=_RUN, help="No progress and no remarks.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", rich_help_panel=_RUN, help="Log what happens, other libraries included.")
+]

@@ -1,0 +1,141 @@
+"""Text of options to values. Every refusal is one line that names the option and shows a right one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prune2deploy.errors import InputError
+from prune2deploy.pipeline.choices import MIXED_PRECISIONS, OPTIMIZERS, SCHEDULES, known
+from prune2deploy.pipeline.requests import Claim, InputShape, TrainingChoices, check_fraction
+
+
+def fraction(option: str, text: str | None) -> float | None:
+    """A share strictly between 0 and 1, such as 0.33."""
+    if text is None:
+        return None
+    return check_fraction(option, _number(option, text, example="0.33"))
+
+
+def input_shape(option: str, text: str | None) -> InputShape | None:
+    """Channels, height and width, such as 3x224x224."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(
+            "is no input shape", where=f"{option} {text}", hint="pass CHANNELSxHEIGHTxWIDTH: --input 3x224x224"
+        )
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """Positive whole numbers, comma-separated, such as 1,32; ascending and each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(
+            "is no list of positive whole numbers", where=f"{option} {text}", hint=f"for instance {option} 1,32"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def names(option: str, text: str, choices: Mapping[str, str]) -> tuple[str, ...]:
+    """Names out of ``choices``, comma-separated; in the order of ``choices`` and each once."""
+    asked = {known(part.strip(), choices, where=option) for part in text.split(",")}
+    return tuple(name for name in choices if name in asked)
+
+
+def optional_name(option: str, text: str | None, choices: Mapping[str, str]) -> str | None:
+    """One name out of ``choices``."""
+    return None if text is None else known(text, choices, where=option)
+
+
+def alignment(option: str, text: str) -> int | None:
+    """A granule of channels, such as 16; None for "auto"."""
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(
+            "is no granule", where=f"{option} {text}", hint="pass auto, a number of channels such as 16, or 1 for none"
+        )
+    return int(text)
+
+
+def claim(option: str, text: str | None) -> Claim | None:
+    """A speed-up such as 3.0, or "flops"."""
+    if text is None:
+        return None
+    if text == "flops":
+        return "flops"
+    value = _number(option, text, example="3.0, or flops")
+    if not 0 < value < float("inf"):
+        raise InputError(
+            "is no speed-up", where=f"{option} {text}", hint=f"pass a positive factor, for instance {option} 3.0"
+        )
+    return value
+
+
+def rate(option: str, value: float | None, *, below: float = float("inf"), zero: bool = True) -> float | None:
+    """A number from 0 (included where ``zero``) up to, and without, ``below``."""
+    if value is None or (0 < value < below) or (zero and value == 0):
+        return value
+    bound = "" if below == float("inf") else f" and less than {below:g}"
+    least = "0 or more" if zero else "more than 0"
+    raise InputError("is out of range", where=f"{option} {value:g}", hint=f"it must be {least}{bound}")
+
+
+def training_choices(
+    *,
+    epochs: int | None,
+    lr: float | None,
+    batch_size: int | None,
+    optimizer: str | None,
+    schedule: str | None,
+    warmup_epochs: int | None,
+    label_smoothing: float | None,
+    weight_decay: float | None,
+    mixed_precision: str | None,
+) -> TrainingChoices:
+    """The options of training, each under the name of its option."""
+    return TrainingChoices(
+        epochs=epochs,
+        learning_rate=rate("--lr", lr, zero=False),
+        batch_size=batch_size,
+        optimizer=optional_name("--optimizer", optimizer, OPTIMIZERS),
+        schedule=optional_name("--schedule", schedule, SCHEDULES),
+        warmup_epochs=warmup_epochs,
+        label_smoothing=rate("--label-smoothing", label_smoothing, below=1),
+        weight_decay=rate("--weight-decay", weight_decay),
+        mixed_precision=optional_name("--mixed-precision", mixed_precision, MIXED_PRECISIONS),
+    )
+
+
+def run_or_files(paths: list[Path] | None) -> tuple[Path | None, tuple[Path, ...]]:
+    """One run folder, or ONNX files; neither for the latest run."""
+    if not paths:
+        return None, ()
+    for path in paths:
+        if not path.exists():
+            raise InputError("does not exist", where=str(path), hint="name a run folder or ONNX files")
+    folders = [path for path in paths if path.is_dir()]
+    if not folders:
+        return None, tuple(paths)
+    if len(paths) > 1:
+        raise InputError(
+            "is a folder among several names", where=str(folders[0]), hint="name one run folder, or only ONNX files"
+        )
+    return folders[0], ()
+
+
+def refuse_option(option: str, value: object, *, hint: str) -> None:
+    """Refuse an option of the contract that this version does not have, if it was given."""
+    if value is not None and value is not False:
+        raise InputError("is not available in this version", where=option, hint=hint)
+
+
+def _number(option: str, text: str, *, example: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(
+            "is not a number", where=f"{option} {text}", hint=f"for instance {option} {example}"
+        ) from error

@@ -1,0 +1,70 @@
+"""What the user may name in this version: one line a name, with the words that the help shows.
+
+Light on purpose: the command line reads it before any stage is imported. A name stands here exactly when the
+stage that it belongs to has registered it (a test compares the two).
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from prune2deploy import __version__
+from prune2deploy.errors import InputError
+
+PRUNING_METHODS: Mapping[str, str] = {
+    "l1": "sum of the absolute weights of a channel",
+    "l2": "Euclidean norm of the weights of a channel",
+    "bn-scale": "absolute scale of the batch norm behind a channel",
+    "taylor": "squared first-order change of the loss (needs data)",
+    "fisher": "squared gradient of a gate on the channel, per sample (needs data)",
+    "random": "chance, as the control",
+}
+TRAINING_METHODS: Mapping[str, str] = {"dense": "train everything, remove nothing"}
+RANKINGS: Mapping[str, str] = {
+    "global": "channels of all layers compete",
+    "per-layer": "every layer gives the same share",
+}
+SCOPES: Mapping[str, str] = {
+    "all": "every channel that can leave",
+    "inside-blocks": "residual streams keep their widths",
+}
+VARIANTS: Mapping[str, str] = {
+    "dense": "the model as it came",
+    "pruned": "pruned to the target and fine-tuned",
+    "reduced": "the same architecture uniformly narrower, trained from scratch",
+}
+ENGINES: Mapping[str, str] = {
+    "auto": "the best that runs here",
+    "ort-cpu": "ONNX Runtime on the CPU",
+    "trt": "TensorRT",
+    "trt-rtx": "TensorRT for RTX",
+}
+PRECISIONS: Mapping[str, str] = {"fp32": "single precision"}
+OPTIMIZERS: Mapping[str, str] = {"sgd": "momentum SGD", "adamw": "AdamW"}
+SCHEDULES: Mapping[str, str] = {
+    "cosine": "down to zero along a cosine",
+    "step": "divided at milestones",
+    "constant": "as it starts",
+}
+MIXED_PRECISIONS: Mapping[str, str] = {"no": "fp32", "fp16": "half, with loss scaling", "bf16": "bfloat16"}
+
+
+def known(name: str, choices: Iterable[str], *, where: str) -> str:
+    """``name`` itself, if it is one of ``choices``.
+
+    Raises:
+        InputError: it is not; the message lists the choices and, for a slip of the finger, the nearest.
+    """
+    names = tuple(choices)
+    if name in names:
+        return name
+    nearest = get_close_matches(name, names, n=1)
+    guess = f"did you mean {nearest[0]}? " if nearest else ""
+    raise InputError(
+        f"is not available in this version ({__version__})",
+        where=f"{where} {name}".strip(),
+        hint=f"{guess}choose {_either(names)}",
+    )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

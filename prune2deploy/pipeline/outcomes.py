@@ -1,0 +1,192 @@
+"""What the pipeline hands back: plain records that the command line prints and the Python API returns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+INSPECTION_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantRow:
+    """One variant: its cost at batch 1, that cost as a share of dense, and top-1 accuracy in [0, 1] (None untested)."""
+
+    name: str
+    flops: int
+    flops_fraction: float
+    parameters: int
+    parameters_fraction: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """A trained model and where it lies. ``bundle`` is what ``p2d prune`` takes next."""
+
+    run: Path
+    bundle: Path
+    model: str
+    data: str
+    epochs: int
+    accuracy: float | None
+    flops: int
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneOutcome:
+    """What a pruning gave. ``accuracies`` are those of ``pruned`` by moment, in the order they were taken.
+
+    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense.
+    """
+
+    run: Path
+    model: str
+    method: str
+    alignment: int
+    targets: Mapping[str, float]
+    achieved: Mapping[str, float]
+    variants: tuple[VariantRow, ...]
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    """One width of the network: how many indices and channels it has, and what binds them.
+
+    ``exact`` is False where a norm is taken over the channels; ``stream`` True where a residual addition joins
+    producers; ``pruned_width`` is that of the run's pruned variant, None where there is none.
+    """
+
+    name: str
+    width: int
+    channels: int
+    exact: bool
+    stream: bool
+    pruned_width: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenRow:
+    """Why ``axes_total`` tensor dimensions cannot be cut: the reason, the ATen operator and the user's line."""
+
+    reason: str
+    operator: str
+    place: str
+    axes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOutcome:
+    """What a model is. ``alternatives`` are other architectures with the same keys and shapes."""
+
+    model: str
+    input_shape: tuple[int, ...]
+    flops: int
+    parameters: int
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[FrozenRow, ...]
+    alternatives: tuple[str, ...] = ()
+    variants: tuple[VariantRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """As the JSON object of ``p2d inspect --json``."""
+        return {"schema_version": INSPECTION_SCHEMA_VERSION, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedFile:
+    """One ONNX file that passed the parity gate; ``parity_max_error`` is ‖y − ref‖/‖ref‖ at its worst batch."""
+
+    variant: str
+    precision: str
+    file: Path
+    bytes_total: int
+    parity_max_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOutcome:
+    """The files of an export, and the folder of their run."""
+
+    run: Path
+    files: tuple[ExportedFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFile:
+    """One engine as stored on disk."""
+
+    variant: str
+    precision: str
+    engine: str
+    file: Path
+    bytes_total: int
+    build_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOutcome:
+    """The files of a build, and the folder of their run."""
+
+    run: Path
+    files: tuple[EngineFile, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultTable:
+    """A table ready to be shown: headings, and rows of equally many cells. ``numeric`` marks right-aligned columns."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOutcome:
+    """A measurement: the result document of ``docs/cli.md``, its tables, and the exit code that its claims ask for.
+
+    ``verdicts`` are sentences, one a claim. ``file`` is where the document was written, None if it was not.
+    """
+
+    document: Mapping[str, Any]
+    exit_code: int
+    tables: tuple[ResultTable, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    file: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportOutcome:
+    """The pages of a report, the one to open first at the front."""
+
+    run: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOutcome:
+    """What the demonstration gave: the pruning, the measurement and the report of one run."""
+
+    pruning: PruneOutcome
+    bench: BenchOutcome
+    report: ReportOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorOutcome:
+    """What this machine can do. ``document`` is the JSON object of ``p2d doctor --json``.
+
+    ``usable`` is whether at least one engine runs; ``advice`` are imperative sentences, the most useful first.
+    """
+
+    document: Mapping[str, Any]
+    usable: bool
+    advice: tuple[str, ...] = ()

@@ -1,0 +1,196 @@
+"""What a command asks of the pipeline: one record a command, values parsed and checked, nothing heavy imported.
+
+None means that the user left the choice to the pipeline, which makes it and says so.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from prune2deploy.errors import InputError
+from prune2deploy.pipeline.choices import VARIANTS
+
+InputShape = tuple[int, int, int]
+Claim = float | Literal["flops"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Fractions of the dense model that stay, each strictly between 0 and 1; all that are set must hold."""
+
+    flops: float | None = None
+    parameters: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.flops is None and self.parameters is None:
+            raise InputError(
+                "no target is set", hint="say which share of the dense model stays: --flops 0.33 or --params 0.5"
+            )
+        for option, value in (("--flops", self.flops), ("--params", self.parameters)):
+            if value is not None:
+                check_fraction(option, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingChoices:
+    """What the user fixed of a training recipe; the rest takes the recipe's defaults.
+
+    ``learning_rate`` is the peak after warm-up; ``batch_size`` counts images on one device.
+    """
+
+    epochs: int | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    warmup_epochs: int | None = None
+    label_smoothing: float | None = None
+    weight_decay: float | None = None
+    mixed_precision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """``p2d train``: train ``model`` on ``data`` from scratch, in a new run (or the one that ``resume`` continues)."""
+
+    model: str
+    data: str = "digits"
+    input_shape: InputShape | None = None
+    method: str = "dense"
+    training: TrainingChoices = field(default_factory=TrainingChoices)
+    seed: int = 0
+    resume: bool = False
+    out: Path | None = None
+    command: tuple[str, ...] = ("p2d", "train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneRequest:
+    """``p2d prune``: cut ``checkpoint`` to ``targets``, fine-tune it and make the comparison variants.
+
+    ``method`` is one of ``choices.PRUNING_METHODS``. ``alignment`` is the granule of channels, None for what
+    ``engine`` and ``precision`` want. ``data`` None takes what the checkpoint records.
+    """
+
+    checkpoint: Path
+    targets: Targets
+    model: str | None = None
+    data: str | None = None
+    input_shape: InputShape | None = None
+    method: str | None = None
+    ranking: str = "global"
+    scope: str = "all"
+    alignment: int | None = None
+    engine: str | None = None
+    precision: str | None = None
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    training: TrainingChoices = field(default_factory=TrainingChoices)
+    seed: int = 0
+    resume: bool = False
+    out: Path | None = None
+    trust_pickle: bool = False
+    command: tuple[str, ...] = ("p2d", "prune")
+
+    def __post_init__(self) -> None:
+        if "pruned" not in self.variants:
+            raise InputError(
+                "leaves out the variant that pruning makes",
+                where=f"--variants {','.join(self.variants)}",
+                hint="add pruned to the list",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectRequest:
+    """``p2d inspect``: ``subject`` is a checkpoint, a model spec or a run folder; whichever exists, in that order."""
+
+    subject: str
+    model: str | None = None
+    input_shape: InputShape | None = None
+    scope: str = "all"
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRequest:
+    """``p2d export``: every variant of ``run`` (None: the latest) to ONNX, at each precision."""
+
+    run: Path | None = None
+    precisions: tuple[str, ...] = ("fp32",)
+    normalize: bool = False
+    softmax: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """``p2d build``: engine files for the ONNX files of ``run``. ``batches`` are the sizes that must run."""
+
+    run: Path | None = None
+    engine: str = "auto"
+    precisions: tuple[str, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1, 32)
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRequest:
+    """``p2d bench``: time the variants of ``run``, or the files of ``onnx_files``, of which the first is the base.
+
+    ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply. ``max_seconds``
+    bounds the whole measurement. ``builds`` None lets the protocol decide.
+    """
+
+    run: Path | None = None
+    onnx_files: tuple[Path, ...] = ()
+    engine: str = "auto"
+    precisions: tuple[str, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1, 32)
+    threads: int | None = None
+    builds: int | None = None
+    max_seconds: float | None = None
+    claim: Claim | None = None
+    seed: int = 0
+    out: Path | None = None
+    command: tuple[str, ...] = ("p2d", "bench")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest:
+    """``p2d report``: the pages of ``run``, written to ``out`` (None: the run's own ``report`` folder)."""
+
+    run: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRequest:
+    """``p2d demo``: the whole chain on the bundled digits."""
+
+    engine: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+    resume: bool = False
+    out: Path | None = None
+    command: tuple[str, ...] = ("p2d", "demo")
+
+
+def check_fraction(option: str, value: float) -> float:
+    """``value`` itself, if it is a share that pruning can aim at: more than 0 and less than 1.
+
+    Raises:
+        InputError: it is not; the message says what it would mean.
+    """
+    example = f"pass the share of the dense model that stays, between 0 and 1: {option} 0.33"
+    if not math.isfinite(value):
+        raise InputError("is not a finite number", where=f"{option} {value:g}", hint=example)
+    if value < 0:
+        raise InputError("is negative", where=f"{option} {value:g}", hint=example)
+    if value == 0:
+        raise InputError("nothing would be left", where=f"{option} {value:g}", hint=example)
+    if value == 1:
+        raise InputError("nothing would be removed", where=f"{option} {value:g}", hint=example)
+    if value > 1:
+        percent = f"did you mean {option} {value / 100:g}? " if 2 < value < 100 else ""
+        raise InputError("is more than the whole model", where=f"{option} {value:g}", hint=percent + example)
+    return value
