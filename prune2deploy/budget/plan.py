@@ -4,13 +4,14 @@ Plans print, store, replay and compose. They know parameters by name and dimensi
 graph that they were made from, so that a bundle can be loaded without tracing.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prune2deploy.errors import InputError
+from prune2deploy.graph.fingerprint import fingerprint_of
+
+__all__ = ["KeptIndices", "PrunePlan", "Shapes", "fingerprint_of"]
 
 SCHEMA_VERSION = 1
 
@@ -124,12 +125,6 @@ class PrunePlan:
             return cls(fingerprint=document["fingerprint"], entries=entries, provenance=document["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the plan is damaged ({error})", where=where) from error
-
-
-def fingerprint_of(shapes: Shapes) -> str:
-    """Fingerprint of a model: a digest of its tensors' names and shapes, in any order. Source: design, "Plans"."""
-    listing = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _runs(indices: Iterable[int]) -> list[list[int]]:

@@ -6,8 +6,8 @@ again, so that scores, budgets and plans are computed on plain arrays.
 """
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -132,6 +132,47 @@ class ChannelGraph:
     def everything(self) -> ChannelMask:
         """The mask that keeps all channels. Shape: (channel_count,)."""
         return np.ones(self.channel_count, dtype=bool)
+
+    def numbers_without(self, groups: Collection[int]) -> NDArray[np.int64]:
+        """New channel numbers once ``groups`` are frozen; the last entry maps ``FROZEN`` to itself.
+
+        Shape: (channel_count + 1,), so that it can be indexed by channels, ``FROZEN`` included.
+        """
+        stays = ~np.isin(self.group_of, list(groups))
+        numbers = np.full(self.channel_count + 1, FROZEN, dtype=np.int64)
+        numbers[:-1][stays] = np.arange(int(stays.sum()))
+        return numbers
+
+    def without_groups(self, reasons: Mapping[int, str]) -> "ChannelGraph":
+        """The graph in which some groups cannot leave: group index to the reason, which is kept for the user."""
+        if not reasons:
+            return self
+        number = self.numbers_without(reasons)
+        frozen = tuple(
+            FrozenReason(
+                reason=reason,
+                operator="",
+                place=self.groups[index].name,
+                axes=tuple(
+                    (axis.tensor, axis.dim)
+                    for axis in self.axes_with(Role.PRODUCER)
+                    if np.isin(axis.channels, self.groups[index].channels).any()
+                ),
+            )
+            for index, reason in reasons.items()
+        )
+        axes = (replace(axis, channels=number[axis.channels]) for axis in self.axes)
+        kept = [group for group in self.groups if group.index not in reasons]
+        groups = tuple(replace(group, index=index, channels=number[group.channels]) for index, group in enumerate(kept))
+        count = int((number[:-1] != FROZEN).sum())
+        return replace(
+            self,
+            axes=tuple(axis for axis in axes if (axis.channels != FROZEN).any()),
+            groups=groups,
+            frozen=(*self.frozen, *frozen),
+            cost=replace(self.cost, channel_count=count, widths=[number[width] for width in self.cost.widths]),
+            channel_count=count,
+        )
 
     def kept_widths(self, kept: ChannelMask) -> tuple[int, ...]:
         """Width of each group under a mask, in indices of the producing dimension."""

@@ -1,0 +1,178 @@
+"""The record that operator rules write to while a graph is interpreted: labels, unions, freezes, costs, readers."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from prune2deploy.graph.labels import FROZEN_LABEL, AxisKey, Block, Labels, Value, value_of
+
+MAXIMUM_LABELS_OF_A_VALUE = 400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """One reason why labels cannot leave: what happened, at which operator, where in the user's code."""
+
+    reason: str
+    operator: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedOperator:
+    """An operator whose FLOPs count: ``coefficient`` times the product of the kept sizes of ``widths``."""
+
+    layer: str
+    coefficient: int
+    widths: tuple[Labels, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """An operator that sums over a labelled dimension of its argument, and so reads the channels there."""
+
+    node: str
+    argument: int
+    dim: int
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelNorm:
+    """A norm whose statistics are taken over a labelled dimension of its first argument."""
+
+    node: str
+    dim: int
+    labels: Labels
+
+
+@dataclass(slots=True)
+class Labelling:
+    """Everything that interpreting a graph establishes.
+
+    ``votes`` counts, for each axis that a reshape made, how often an operator would like that axis to be the one
+    that is cut. With ``collapse`` the votes are used: a joint block keeps its most wanted axis only.
+    """
+
+    votes: Counter[AxisKey] = field(default_factory=Counter)
+    collapse: bool = False
+    label_count: int = 1
+    edges: list[tuple[Labels, Labels]] = field(default_factory=list)
+    freezes: list[tuple[Freeze, Labels]] = field(default_factory=list)
+    producers: list[Labels] = field(default_factory=list)
+    consumers: list[Labels] = field(default_factory=list)
+    streams: list[Labels] = field(default_factory=list)
+    counted: list[CountedOperator] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    norms: list[ChannelNorm] = field(default_factory=list)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    used_tensors: dict[str, None] = field(default_factory=dict)
+
+    def new_labels(self, count: int) -> Labels:
+        """``count`` labels that nothing else has."""
+        labels = np.arange(self.label_count, self.label_count + count, dtype=np.int64)
+        self.label_count += count
+        return labels
+
+    def unite(self, first: Labels, second: Labels) -> None:
+        """Positions of ``first`` and ``second`` (shapes broadcast) can only leave together."""
+        first, second = np.broadcast_arrays(first, second)
+        self.edges.append((first.ravel(), second.ravel()))
+
+    def unite_along(self, labels: Labels, axis: int) -> Labels:
+        """All positions along ``axis`` can only leave together. Returns the labels without that axis."""
+        first = labels.take([0], axis=axis)
+        self.unite(labels, first)
+        return first.squeeze(axis)
+
+    def freeze(self, labels: Labels, reason: str, node: torch.fx.Node) -> None:
+        """These labels cannot leave."""
+        labels = np.unique(labels)
+        labels = labels[labels != FROZEN_LABEL]
+        if len(labels):
+            freeze = Freeze(reason=reason, operator=operator_name(node), place=place_of(node))
+            self.freezes.append((freeze, labels))
+
+    def freeze_value(self, value: Value, reason: str, node: torch.fx.Node) -> None:
+        """Nothing of this value can leave."""
+        for block in value.blocks:
+            self.freeze(block.labels, reason, node)
+
+    def freeze_dim(self, value: Value, dim: int, reason: str, node: torch.fx.Node) -> Value:
+        """``dim`` must keep its size. A joint block may still lose along its other dimensions."""
+        block = value.block_of(dim)
+        if block is None:
+            return value
+        others = tuple(other for other in value.blocks if other is not block)
+        if len(block.dims) == 1:
+            self.freeze(block.labels, reason, node)
+            return Value(value.shape, others, value.tensor)
+        axis = block.along(dim)
+        labels = self.unite_along(block.labels, axis)
+        dims = block.dims[:axis] + block.dims[axis + 1 :]
+        keys = block.keys[:axis] + block.keys[axis + 1 :]
+        return Value(value.shape, (*others, Block(dims, labels, keys)), value.tensor)
+
+    def value(self, shape: Sequence[int], blocks: Iterable[Block], node: torch.fx.Node) -> Value:
+        """An operator's result. Channels that fill it wholly are frozen, since it may not become empty."""
+        value, lost = value_of(shape, blocks)
+        self.freeze(lost, "one channel fills the whole value, which may not become empty", node)
+        return value
+
+    def one_axis(self, block: Block, *, vote: int | None = None) -> Block:
+        """A joint block reduced to one axis: the one voted for most, else the longest, else the last.
+
+        ``vote`` names a dimension that the calling operator would like to be cut; it is counted.
+        Without ``collapse`` (the first pass) the block stays as it is, unless its axes have no keys.
+        """
+        if vote is not None and len(block.dims) > 1:
+            key = block.keys[block.along(vote)]
+            if key is not None:
+                self.votes[key] += 1
+        if len(block.dims) == 1 or not self.collapse:
+            return block
+        scores = [
+            (self.votes[key] if key is not None else 0, size, axis)
+            for axis, (key, size) in enumerate(zip(block.keys, block.labels.shape, strict=True))
+        ]
+        chosen = max(scores)[2]
+        labels = np.moveaxis(block.labels, chosen, 0).reshape(block.labels.shape[chosen], -1)
+        return Block.of(block.dims[chosen], self.unite_along(labels, 1))
+
+    def count(self, node: torch.fx.Node, coefficient: int, widths: Iterable[Labels | None]) -> None:
+        """Count FLOPs: ``coefficient`` covers every dimension that has no labels."""
+        labelled = tuple(labels for labels in widths if labels is not None)
+        self.counted.append(CountedOperator(layer=module_path_of(node), coefficient=coefficient, widths=labelled))
+
+    def read(self, node: torch.fx.Node, argument: int, dim: int, labels: Labels | None) -> None:
+        """Note that ``node`` sums over ``dim`` of its positional argument number ``argument``."""
+        if labels is not None:
+            self.readers.append(Reader(node=node.name, argument=argument, dim=dim, labels=labels))
+
+
+def operator_name(node: torch.fx.Node) -> str:
+    """The ATen name of a node (``aten.add.Tensor``), or what kind of node it is."""
+    return str(node.target) if node.op == "call_function" else node.op
+
+
+def module_path_of(node: torch.fx.Node) -> str:
+    """The path of the innermost module that ran the node; empty for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for entry in stack.values():
+        path = entry[0] if isinstance(entry, tuple) else str(entry)
+    return path
+
+
+def place_of(node: torch.fx.Node) -> str:
+    """The module path and the source line of the user's code that ran the node."""
+    path = module_path_of(node)
+    line = ""
+    for text in (node.meta.get("stack_trace") or "").splitlines():
+        text = text.strip()
+        if text.startswith("File ") and "/torch/nn/" not in text:
+            line = text.removeprefix("File ").replace('"', "").replace(", line ", ":").split(", in ")[0]
+    return f"{path} ({line})" if path and line else path or line

@@ -1,0 +1,268 @@
+"""From unions of labels to channels: connected components, groups, reasons, costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from prune2deploy.graph.channels import FROZEN, Axis, ChannelGraph, FrozenReason, Group, Role
+from prune2deploy.graph.cost import CostModel, CostTerm
+from prune2deploy.graph.fingerprint import fingerprint_of
+from prune2deploy.graph.labelling import Freeze, Labelling
+from prune2deploy.graph.labels import FROZEN_LABEL, Labels
+
+_TIED = "all of its channels are tied to each other"
+_MEETS_FROZEN = "is joined with data of fixed size"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFacts:
+    """A parameter or buffer: ``canonical`` is the first name of a shared one; ``stored`` whether state_dict has it."""
+
+    name: str
+    canonical: str
+    shape: tuple[int, ...]
+    learnable: bool
+    labelled: bool
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadDimension:
+    """A dimension of an operator's argument and the channel of each of its positions, -1 where fixed."""
+
+    node: str
+    argument: int
+    dim: int
+    channels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Components:
+    """Label components. ``of`` maps a label to its component; ``cause`` a component to its freeze, or -1."""
+
+    of: NDArray[np.int64]
+    cause: NDArray[np.int64]
+    count: int
+
+
+def resolve(
+    state: Labelling, tensors: Mapping[str, TensorFacts]
+) -> tuple[ChannelGraph, tuple[ReadDimension, ...], tuple[ReadDimension, ...]]:
+    """Turn what interpretation recorded into a graph, the dimensions that are read and those that are normed."""
+    freezes = [*(freeze for freeze, _ in state.freezes)]
+    components = _components(state)
+    produced = _marked(components, state.producers)
+    channel_of_label, count = _channels(components, produced)
+
+    axes = _axes(state, tensors, channel_of_label)
+    inexact = _touched(channel_of_label, [norm.labels for norm in state.norms], count)
+    stream = _touched(channel_of_label, state.streams, count)
+    groups = _groups(axes, count, inexact, stream)
+    tied = [group for group in groups if len(group.channels) == 1]
+    shapes = {name: facts.shape for name, facts in tensors.items() if facts.stored}
+    graph = ChannelGraph(
+        fingerprint=fingerprint_of(shapes),
+        shapes=shapes,
+        axes=axes,
+        groups=groups,
+        frozen=_frozen(state, freezes, components),
+        cost=_cost(state, tensors, channel_of_label, count),
+        channel_count=count,
+        aliases={name: facts.canonical for name, facts in tensors.items() if name != facts.canonical},
+    )
+    reads = tuple(
+        ReadDimension(node=one.node, argument=one.argument, dim=one.dim, channels=channel_of_label[one.labels])
+        for one in state.readers
+    )
+    norms = tuple(
+        ReadDimension(node=one.node, argument=0, dim=one.dim, channels=channel_of_label[one.labels])
+        for one in state.norms
+    )
+    reasons = {group.index: _TIED for group in tied}
+    return graph.without_groups(reasons), *_renumbered(graph, reasons, reads, norms)
+
+
+def _renumbered(
+    graph: ChannelGraph,
+    dropped: Mapping[int, str],
+    reads: tuple[ReadDimension, ...],
+    norms: tuple[ReadDimension, ...],
+) -> tuple[tuple[ReadDimension, ...], tuple[ReadDimension, ...]]:
+    number = graph.numbers_without(dropped)
+
+    def moved(dimensions: tuple[ReadDimension, ...]) -> tuple[ReadDimension, ...]:
+        return tuple(
+            ReadDimension(node=one.node, argument=one.argument, dim=one.dim, channels=number[one.channels])
+            for one in dimensions
+        )
+
+    return moved(reads), moved(norms)
+
+
+def _components(state: Labelling) -> _Components:
+    first = np.concatenate([edge[0] for edge in state.edges]) if state.edges else np.zeros(0, dtype=np.int64)
+    second = np.concatenate([edge[1] for edge in state.edges]) if state.edges else np.zeros(0, dtype=np.int64)
+    free = (first != FROZEN_LABEL) & (second != FROZEN_LABEL)
+    entries = (np.ones(int(free.sum()), dtype=np.int8), (first[free], second[free]))
+    matrix = sparse.coo_array(entries, shape=(state.label_count, state.label_count))
+    count, of = connected_components(matrix, directed=False)
+    of = of.astype(np.int64)
+    cause = np.full(count, len(state.freezes) + 1, dtype=np.int64)
+    for number in reversed(range(len(state.freezes))):
+        cause[of[state.freezes[number][1]]] = number
+    meets = np.concatenate([second[first == FROZEN_LABEL], first[second == FROZEN_LABEL]])
+    meets = of[meets[meets != FROZEN_LABEL]]
+    cause[meets] = np.minimum(cause[meets], len(state.freezes))
+    cause[of[FROZEN_LABEL]] = len(state.freezes)
+    cause[cause == len(state.freezes) + 1] = -1
+    return _Components(of, cause, count)
+
+
+def _marked(components: _Components, labels: Sequence[Labels]) -> NDArray[np.bool_]:
+    marked = np.zeros(components.count, dtype=bool)
+    for one in labels:
+        marked[components.of[one]] = True
+    return marked
+
+
+def _channels(components: _Components, produced: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+    """Number the components that can leave, in order of their first label. Returns label -> channel, and the count."""
+    free = (components.cause < 0) & produced
+    numbers = np.full(components.count, FROZEN, dtype=np.int64)
+    numbers[free] = np.arange(int(free.sum()))
+    return numbers[components.of], int(free.sum())
+
+
+def _axes(
+    state: Labelling, tensors: Mapping[str, TensorFacts], channel_of_label: NDArray[np.int64]
+) -> tuple[Axis, ...]:
+    producers = _as_set(state.producers, state.label_count)
+    consumers = _as_set(state.consumers, state.label_count)
+    axes = []
+    for name in state.used_tensors:
+        value = state.tensors.get(name)
+        for block in value.blocks if value is not None else ():
+            channels = channel_of_label[block.labels]
+            if (channels == FROZEN).all():
+                continue
+            if producers[block.labels].any():
+                role = Role.PRODUCER
+            elif consumers[block.labels].any():
+                role = Role.CONSUMER
+            else:
+                role = Role.AFFINE
+            axes.append(
+                Axis(tensor=name, dim=block.dims[0], role=role, learnable=tensors[name].learnable, channels=channels)
+            )
+    return tuple(axes)
+
+
+def _as_set(labels: Sequence[Labels], count: int) -> NDArray[np.bool_]:
+    members = np.zeros(count, dtype=bool)
+    for one in labels:
+        members[one] = True
+    return members
+
+
+def _touched(channel_of_label: NDArray[np.int64], labels: Sequence[Labels], count: int) -> NDArray[np.bool_]:
+    touched = np.zeros(count, dtype=bool)
+    for one in labels:
+        channels = channel_of_label[one]
+        touched[channels[channels != FROZEN]] = True
+    return touched
+
+
+def _groups(
+    axes: tuple[Axis, ...], count: int, inexact: NDArray[np.bool_], stream: NDArray[np.bool_]
+) -> tuple[Group, ...]:
+    """Channels with the same set of producing axes, in order of the first of these."""
+    producing = [axis for axis in axes if axis.role is Role.PRODUCER]
+    members: dict[int, list[int]] = {channel: [] for channel in range(count)}
+    order: dict[int, None] = {}
+    for number, axis in enumerate(producing):
+        for channel in axis.channels.tolist():
+            if channel == FROZEN:
+                continue
+            order.setdefault(channel)
+            if not members[channel] or members[channel][-1] != number:
+                members[channel].append(number)
+    by_signature: dict[tuple[int, ...], list[int]] = {}
+    for channel in order:
+        by_signature.setdefault(tuple(members[channel]), []).append(channel)
+    groups = []
+    for index, (signature, channels) in enumerate(by_signature.items()):
+        numbers = np.array(channels, dtype=np.int64)
+        widest = max(int(np.isin(producing[number].channels, numbers).sum()) for number in signature)
+        groups.append(
+            Group(
+                index=index,
+                name=module_of(producing[signature[0]].tensor),
+                channels=numbers,
+                positions=max(widest // len(channels), 1),
+                exact=not bool(inexact[numbers].any()),
+                stream=bool(stream[numbers].any()),
+            )
+        )
+    return tuple(groups)
+
+
+def module_of(tensor: str) -> str:
+    """The module that owns a tensor: its name without the last part, or the tensor itself at the root."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _frozen(state: Labelling, freezes: Sequence[Freeze], components: _Components) -> tuple[FrozenReason, ...]:
+    """Producing axes by what froze them first."""
+    producers = _as_set(state.producers, state.label_count)
+    found: dict[int, list[tuple[str, int]]] = {}
+    for name in state.used_tensors:
+        for block in state.tensors[name].blocks:
+            if not producers[block.labels].any():
+                continue
+            causes = components.cause[components.of[block.labels]]
+            for cause in np.unique(causes[causes >= 0]).tolist():
+                found.setdefault(cause, []).append((name, block.dims[0]))
+    listed = []
+    for cause in sorted(found):
+        freeze = freezes[cause] if cause < len(freezes) else Freeze(reason=_MEETS_FROZEN, operator="", place="")
+        listed.append(
+            FrozenReason(reason=freeze.reason, operator=freeze.operator, place=freeze.place, axes=tuple(found[cause]))
+        )
+    return tuple(listed)
+
+
+def _cost(
+    state: Labelling, tensors: Mapping[str, TensorFacts], channel_of_label: NDArray[np.int64], count: int
+) -> CostModel:
+    widths: list[NDArray[np.int64]] = []
+    numbers: dict[bytes, int] = {}
+
+    def width_of(labels: Labels) -> int:
+        channels = channel_of_label[labels]
+        key = channels.tobytes()
+        if key not in numbers:
+            numbers[key] = len(widths)
+            widths.append(channels)
+        return numbers[key]
+
+    flop_terms = tuple(
+        CostTerm(layer=one.layer, coefficient=one.coefficient, widths=tuple(width_of(labels) for labels in one.widths))
+        for one in state.counted
+    )
+    parameter_terms = []
+    for name, facts in tensors.items():
+        if not facts.learnable or name != facts.canonical:
+            continue
+        value = state.tensors.get(name)
+        blocks = value.blocks if value is not None else ()
+        labelled = {dim for block in blocks for dim in block.dims}
+        fixed = math.prod(size for dim, size in enumerate(facts.shape) if dim not in labelled)
+        parameter_terms.append(
+            CostTerm(layer=name, coefficient=fixed, widths=tuple(width_of(block.labels) for block in blocks))
+        )
+    return CostModel(channel_count=count, widths=widths, flop_terms=flop_terms, parameter_terms=tuple(parameter_terms))

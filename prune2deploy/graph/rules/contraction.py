@@ -1,0 +1,362 @@
+"""Operators that sum products over a dimension: convolutions, linear layers, matrix products.
+
+They read the channels of the dimension that is summed, produce those of a weight's output dimension, and are the
+only operators whose FLOPs count.
+"""
+
+import math
+from collections.abc import Sequence
+
+from prune2deploy.graph.labelling import Labelling
+from prune2deploy.graph.labels import Block, Labels, Value
+from prune2deploy.graph.rules.call import Call, Result, Rule
+
+NOT_PRUNABLE = "reads a dimension that nothing prunable produces"
+
+
+def convolution(call: Call) -> Result:
+    """Convolutions of any rank, transposed or not, with any grouping.
+
+    With groups, a channel is a whole group, or the same position in every group, whichever leaves more to choose from:
+    both keep equal counts in each group by construction (docs/decisions/0002).
+    """
+    arguments = call.arguments
+    transposed = call.name.startswith("conv_transpose") or bool(arguments.get("transposed", False))
+    data, weight = call.tensor("input"), call.tensor("weight")
+    groups = int(arguments.get("groups", 1))
+    output_dim, input_dim = (1, 0) if transposed else (0, 1)
+    spatial = len(weight.shape) - 2
+    channel_dim = len(data.shape) - spatial - 1
+    data = _without_spatial_blocks(call, data, channel_dim)
+
+    produced, consumed = weight.labels_of(output_dim), weight.labels_of(input_dim)
+    _mark(call.state, weight, produced, consumed, depthwise=weight.shape[input_dim] == 1 and groups > 1)
+    if groups == 1:
+        _contract(call, data, channel_dim, consumed, argument="input")
+        call.state.read(call.node, call.position("input"), channel_dim, data.labels_of(channel_dim))
+        out = produced
+    elif transposed:
+        out = _grouped_transposed(call, data.labels_of(channel_dim), weight, groups)
+    else:
+        out = _grouped(call, data, weight, channel_dim, groups)
+    bias = call.optional_tensor("bias")
+    if bias is not None and (bias_labels := bias.labels_of(0)) is not None:
+        if out is None:
+            call.state.freeze(bias_labels, NOT_PRUNABLE, call.node)
+        else:
+            call.state.unite(out, bias_labels)
+
+    positions = data.shape[channel_dim + 1 :] if transposed else call.shape[channel_dim + 1 :]
+    widths = _widths(call, weight, output_dim, input_dim)
+    coefficient = 2 * math.prod(positions) * math.prod(data.shape[:channel_dim]) * math.prod(weight.shape[2:])
+    call.state.count(call.node, coefficient * widths[0], widths[1])
+    return call.result([Block.of(channel_dim, out)] if out is not None else [])
+
+
+def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: int) -> Labels | None:
+    state, node = call.state, call.node
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    produced, consumed = weight.labels_of(0), weight.labels_of(1)
+    incoming = data.labels_of(channel_dim)
+    if produced is None:
+        state.freeze_value(data, NOT_PRUNABLE, node)
+        return None
+    if inputs == 1 or groups >= max(inputs, outputs):
+        if incoming is None:
+            state.freeze(produced, NOT_PRUNABLE, node)
+        else:
+            state.unite(incoming.reshape(groups, inputs), incoming.reshape(groups, inputs)[:, :1])
+            state.unite(produced.reshape(groups, outputs), incoming.reshape(groups, inputs)[:, :1])
+        if consumed is not None:
+            state.freeze(consumed, "the inputs of one convolution group stay together", node)
+        return produced
+    state.unite(produced.reshape(groups, outputs), produced.reshape(groups, outputs)[:1])
+    if incoming is None:
+        if consumed is not None:
+            state.freeze(consumed, NOT_PRUNABLE, node)
+    elif consumed is None:
+        state.freeze(incoming, "is read by a weight of fixed size", node)
+    else:
+        state.unite(incoming.reshape(groups, inputs), consumed[None, :])
+        state.read(node, call.position("input"), channel_dim, incoming)
+    return produced
+
+
+def _grouped_transposed(call: Call, incoming: Labels | None, weight: Value, groups: int) -> Labels | None:
+    """Weights of transposed convolutions are (in, out/groups, ...): dimension 0 holds all inputs, 1 repeats."""
+    state, node = call.state, call.node
+    inputs = weight.shape[0] // groups
+    consumed, produced = weight.labels_of(0), weight.labels_of(1)
+    if consumed is None or incoming is None or inputs != 1 or weight.shape[1] != 1:
+        for labels in (incoming, consumed, produced):
+            if labels is not None:
+                state.freeze(labels, "a grouped transposed convolution keeps its width", node)
+        return None
+    state.unite(incoming, consumed)
+    return consumed
+
+
+def linear(call: Call) -> Result:
+    """``x @ weight.T + bias``: reads the last dimension."""
+    data, weight = call.tensor("input"), call.tensor("weight")
+    last = len(data.shape) - 1
+    produced, consumed = weight.labels_of(0), weight.labels_of(1)
+    _mark(call.state, weight, produced, consumed)
+    data = _contract(call, data, last, consumed, argument="input")
+    bias = call.optional_tensor("bias")
+    if bias is not None and (bias_labels := bias.labels_of(0)) is not None and produced is not None:
+        call.state.unite(produced, bias_labels)
+    rows = [data.labels_of(dim) for dim in range(last)]
+    unlabelled = math.prod(size for size, labels in zip(data.shape[:last], rows, strict=True) if labels is None)
+    fixed, widths = _widths(call, weight, 0, 1)
+    call.state.count(call.node, 2 * unlabelled * fixed, [*rows, *widths])
+    blocks = [block for block in data.blocks if last not in block.dims]
+    if produced is not None:
+        blocks.append(Block.of(last, produced))
+    return call.result(blocks)
+
+
+def matmul(call: Call) -> Result:
+    """``matmul``, ``mm`` and ``bmm``: sums over the last dimension of the first and the last but one of the second."""
+    first_name, second_name = list(call.arguments)[:2]
+    return _product(call, call.tensor(first_name), call.tensor(second_name), None)
+
+
+def addmm(call: Call) -> Result:
+    """``addmm`` and ``baddbmm``: a matrix product added to a matrix or a row."""
+    names = list(call.arguments)
+    return _product(call, call.tensor(names[1]), call.tensor(names[2]), call.tensor(names[0]))
+
+
+def _product(call: Call, first: Value, second: Value, added: Value | None) -> Result:
+    state, node, rank = call.state, call.node, len(call.shape)
+    if len(first.shape) < 2 or len(second.shape) < 2:
+        return call.freeze_all("is multiplied as a vector")
+    names = list(call.arguments)
+    offset = 1 if added is not None else 0
+    for value in (first, second):
+        if value.tensor is not None:
+            _mark_matrix(state, value, is_second=value is second)
+    inner_first, inner_second = len(first.shape) - 1, len(second.shape) - 2
+    first, second = (_voted_batch(call, value) for value in (first, second))
+    left, right = first.labels_of(inner_first), second.labels_of(inner_second)
+    if left is not None and right is not None:
+        state.unite(left, right)
+        state.read(node, call.position(names[offset]), inner_first, left)
+    else:
+        first = state.freeze_dim(first, inner_first, NOT_PRUNABLE, node)
+        second = state.freeze_dim(second, inner_second, NOT_PRUNABLE, node)
+
+    blocks: list[Block] = []
+    first_batch = _batch_blocks(first, inner_first - 1, rank)
+    second_batch = _batch_blocks(second, inner_second, rank)
+    widths: list[Labels | None] = [left if right is not None else None]
+    for dim in range(rank - 2):
+        one, other = first_batch.get(dim), second_batch.get(dim)
+        if one is not None and other is not None:
+            state.unite(one, other)
+        elif one is not None and _size(second, dim, rank) > 1:
+            state.freeze(one, "meets data of fixed size, element by element", node)
+            one = None
+        elif other is not None and _size(first, dim, rank) > 1:
+            state.freeze(other, "meets data of fixed size, element by element", node)
+            other = None
+        labels = one if one is not None else other
+        widths.append(labels)
+        if labels is not None:
+            blocks.append(Block.of(dim, labels))
+    rows, columns = first.labels_of(inner_first - 1), second.labels_of(inner_second + 1)
+    for labels, dim in ((rows, rank - 2), (columns, rank - 1)):
+        widths.append(labels)
+        if labels is not None:
+            blocks.append(Block.of(dim, labels))
+    if added is not None:
+        blocks = _with_bias(call, blocks, added)
+    sizes = [first.shape[inner_first], *call.shape]
+    unlabelled = math.prod(size for size, labels in zip(sizes, widths, strict=True) if labels is None)
+    state.count(node, 2 * unlabelled, widths)
+    return call.result(blocks)
+
+
+def _voted_batch(call: Call, value: Value) -> Value:
+    """Vote for the batch dimensions of a product (attention heads) where a joint block covers one."""
+    state, blocks = call.state, []
+    for block in value.blocks:
+        batch = [dim for dim in block.dims if dim < len(value.shape) - 2]
+        if len(block.dims) > 1:
+            chosen = state.one_axis(block, vote=batch[0] if batch else None)
+            if len(chosen.dims) > 1:
+                continue  # the first pass only votes
+            block = chosen
+        blocks.append(block)
+    return Value(value.shape, tuple(blocks), value.tensor)
+
+
+def _batch_blocks(value: Value, batch_rank: int, rank: int) -> dict[int, Labels]:
+    offset = rank - len(value.shape)
+    found = {}
+    for dim in range(batch_rank):
+        labels = value.labels_of(dim)
+        if labels is not None:
+            found[dim + offset] = labels
+    return found
+
+
+def _size(value: Value, dim: int, rank: int) -> int:
+    own = dim - (rank - len(value.shape))
+    return value.shape[own] if own >= 0 else 1
+
+
+def _with_bias(call: Call, blocks: list[Block], bias: Value) -> list[Block]:
+    rank = len(call.shape)
+    offset = rank - len(bias.shape)
+    kept = []
+    for block in blocks:
+        own = block.dims[0] - offset
+        labels = bias.labels_of(own) if own >= 0 else None
+        if labels is not None:
+            call.state.unite(block.labels, labels)
+        elif own >= 0 and bias.shape[own] > 1:
+            call.state.freeze(block.labels, "meets data of fixed size, element by element", call.node)
+            continue
+        kept.append(block)
+    for block in bias.blocks:
+        if not any(block.dims[0] + offset in other.dims for other in blocks):
+            call.state.freeze(block.labels, NOT_PRUNABLE, call.node)
+    return kept
+
+
+def _without_spatial_blocks(call: Call, data: Value, channel_dim: int) -> Value:
+    for dim in range(len(data.shape)):
+        if dim > channel_dim:
+            data = call.state.freeze_dim(data, dim, "slides over this dimension", call.node)
+    blocks = tuple(call.state.one_axis(block) for block in data.blocks)
+    return Value(data.shape, tuple(block for block in blocks if len(block.dims) == 1), data.tensor)
+
+
+def _contract(call: Call, data: Value, dim: int, consumed: Labels | None, *, argument: str) -> Value:
+    """Unite the data's labels along ``dim`` with the weight's input labels, and note who reads them."""
+    state = call.state
+    block = data.block_of(dim)
+    if block is not None and len(block.dims) > 1:
+        block = state.one_axis(block)
+        blocks = tuple(other if dim not in other.dims else block for other in data.blocks)
+        data = Value(data.shape, blocks, data.tensor)
+    labels = data.labels_of(dim)
+    if labels is not None and consumed is not None:
+        state.unite(labels, consumed)
+        state.read(call.node, call.position(argument), dim, labels)
+    else:
+        if consumed is not None:
+            state.freeze(consumed, NOT_PRUNABLE, call.node)
+        data = state.freeze_dim(data, dim, "is read by a weight of fixed size", call.node)
+    return data
+
+
+def _mark(
+    state: Labelling, weight: Value, produced: Labels | None, consumed: Labels | None, *, depthwise: bool = False
+) -> None:
+    if produced is not None and not depthwise:
+        state.producers.append(produced)
+    if consumed is not None:
+        state.consumers.append(consumed)
+
+
+def _mark_matrix(state: Labelling, weight: Value, *, is_second: bool) -> None:
+    rank = len(weight.shape)
+    inner, outer = (rank - 2, rank - 1) if is_second else (rank - 1, rank - 2)
+    _mark(state, weight, weight.labels_of(outer), weight.labels_of(inner))
+
+
+def _widths(call: Call, weight: Value, *dims: int) -> tuple[int, list[Labels | None]]:
+    """The product of the weight's sizes without labels along ``dims``, and the labels of the others."""
+    labels = [weight.labels_of(dim) for dim in dims]
+    fixed = math.prod(weight.shape[dim] for dim, found in zip(dims, labels, strict=True) if found is None)
+    return fixed, labels
+
+
+def einsum(call: Call) -> Result:
+    """``einsum`` by its equation: letters in both operands unite; those absent from the result are read."""
+    operands: Sequence[Value] = call.arguments["tensors"]
+    equation = str(call.arguments["equation"]).replace(" ", "")
+    if len(operands) != 2 or "->" not in equation or "." in equation:
+        return call.freeze_all("an einsum of this form is not followed")
+    terms, result = equation.split("->")
+    first_letters, second_letters = terms.split(",")
+    state = call.state
+    labelled: dict[str, Labels] = {}
+    sizes: dict[str, int] = {}
+    unlabelled: set[str] = set()
+    values = []
+    for letters, operand in zip((first_letters, second_letters), operands, strict=True):
+        value = operand
+        for block in operand.blocks:
+            batch = [dim for dim in block.dims if letters[dim] in result and _in_all(letters[dim], terms)]
+            chosen = state.one_axis(block, vote=batch[0] if batch else None)
+            others = tuple(other for other in value.blocks if other is not block)
+            value = Value(value.shape, (*others, chosen) if len(chosen.dims) == 1 else others, value.tensor)
+        values.append(value)
+        for dim, letter in enumerate(letters):
+            sizes[letter] = value.shape[dim]
+            labels = value.labels_of(dim)
+            if labels is None:
+                unlabelled.add(letter)
+            elif letter in labelled:
+                state.unite(labelled[letter], labels)
+            else:
+                labelled[letter] = labels
+    for letter in unlabelled & labelled.keys():
+        state.freeze(labelled.pop(letter), NOT_PRUNABLE, call.node)
+    for letters, value in zip((first_letters, second_letters), values, strict=True):
+        if value.tensor is not None:
+            _mark_einsum(state, value, letters, result, first_letters, second_letters)
+    contracted = [letter for letter in labelled if letter not in result]
+    if contracted:
+        for letter in contracted:
+            state.freeze(labelled[letter], "an einsum sums over this dimension", call.node)
+    coefficient = 2 * math.prod(size for letter, size in sizes.items() if letter not in labelled)
+    state.count(call.node, coefficient, labelled.values())
+    return call.result([Block.of(result.index(letter), labelled[letter]) for letter in labelled if letter in result])
+
+
+def _in_all(letter: str, terms: str) -> bool:
+    return all(letter in term for term in terms.split(","))
+
+
+def _mark_einsum(state: Labelling, value: Value, letters: str, result: str, first: str, second: str) -> None:
+    for dim, letter in enumerate(letters):
+        labels = value.labels_of(dim)
+        if labels is None:
+            continue
+        if letter not in result:
+            state.consumers.append(labels)
+        elif not (letter in first and letter in second):
+            state.producers.append(labels)
+
+
+def bilinear(call: Call) -> Result:
+    """Freezes: a bilinear layer is not followed."""
+    return call.freeze_all("a bilinear layer is not followed")
+
+
+_CONVOLUTIONS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "convolution",
+)
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_CONVOLUTIONS, convolution),
+    "linear": linear,
+    "matmul": matmul,
+    "mm": matmul,
+    "bmm": matmul,
+    "addmm": addmm,
+    "baddbmm": addmm,
+    "einsum": einsum,
+    "bilinear": bilinear,
+}

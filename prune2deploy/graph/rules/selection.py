@@ -1,0 +1,226 @@
+"""Operators that join or take parts: concatenation, split, slice, select, index, roll, padding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from prune2deploy.graph.labels import Block, Labels, Value
+from prune2deploy.graph.rules.call import Call, Result, Rule
+
+
+def concatenate(call: Call) -> Result:
+    """Along the joined dimension labels follow each other; along all others the parts leave together."""
+    state, node = call.state, call.node
+    parts: Sequence[Value] = call.arguments["tensors"]
+    parts = [part for part in parts if part.shape != (0,)]
+    dim = int(call.arguments.get("dim", 0)) % len(call.shape)
+    return _joined(call, parts, dim, node, state)
+
+
+def stack(call: Call) -> Result:
+    """A new dimension, along which the parts are fixed."""
+    parts: Sequence[Value] = call.arguments["tensors"]
+    dim = int(call.arguments.get("dim", 0)) % len(call.shape)
+    lifted = []
+    for part in parts:
+        shape = (*part.shape[:dim], 1, *part.shape[dim:])
+        blocks = tuple(block.moved([d if d < dim else d + 1 for d in block.dims]) for block in part.blocks)
+        lifted.append(Value(shape, blocks))
+    return _joined(call, lifted, dim, call.node, call.state)
+
+
+def _joined(call: Call, parts: Sequence[Value], dim: int, node: Any, state: Any) -> Result:
+    single = [_single(call, part) for part in parts]
+    blocks = []
+    if any(part.labels_of(dim) is not None for part in single):
+        pieces = [
+            labels if (labels := part.labels_of(dim)) is not None else np.zeros(part.shape[dim], dtype=np.int64)
+            for part in single
+        ]
+        blocks.append(Block.of(dim, np.concatenate(pieces)))
+    for other in range(len(call.shape)):
+        if other == dim:
+            continue
+        present = [found for part in single if (found := part.labels_of(other)) is not None]
+        if not present:
+            continue
+        if len(present) < len(single):
+            for found in present:
+                state.freeze(found, "is joined with data of fixed size", node)
+            continue
+        for found in present[1:]:
+            state.unite(present[0], found)
+        blocks.append(Block.of(other, present[0]))
+    return call.result(blocks)
+
+
+def _single(call: Call, value: Value) -> Value:
+    """The value with one-axis blocks only; a joint block that is still undecided is left out (first pass)."""
+    blocks = (call.state.one_axis(block) for block in value.blocks)
+    return Value(value.shape, tuple(block for block in blocks if len(block.dims) == 1), value.tensor)
+
+
+def split(call: Call) -> Result:
+    """``split``, ``chunk``, ``tensor_split``: pieces of hard-coded sizes.
+
+    A module that is sliced splits again by the sizes in its code. So what stands at the same place in each piece
+    leaves together, and the pieces stay equal; pieces of unequal sizes are frozen (docs/decisions/0003).
+    """
+    data = call.values[0]
+    dim = int(call.arguments.get("dim", 0)) % len(data.shape)
+    sizes = [shape[dim] for shape in call.shapes]
+    block = data.block_of(dim)
+    if block is not None and len(block.dims) == 1:
+        pieces = np.split(block.labels, np.cumsum(sizes)[:-1])
+        if call.name == "chunk" and len(set(sizes)) == 1:
+            for piece in pieces[1:]:
+                call.state.unite(pieces[0], piece)
+        else:
+            data = call.state.freeze_dim(data, dim, "is split by sizes written in the code", call.node)
+    starts = [0, *np.cumsum(sizes)[:-1]]
+    return tuple(
+        _taken(call, data, dim, slice(start, start + size), shape)
+        for start, size, shape in zip(starts, sizes, call.shapes, strict=True)
+    )
+
+
+def slice_(call: Call) -> Result:
+    """A slice of a dimension. Whole slices change nothing; parts are bounds written in the code, and freeze it."""
+    data = call.tensor("self")
+    dim = int(call.arguments.get("dim", 0)) % len(data.shape)
+    if call.shape[dim] == data.shape[dim]:
+        return call.result(data.blocks)
+    data = call.state.freeze_dim(data, dim, "is sliced by bounds written in the code", call.node)
+    return call.result([block for block in data.blocks if dim not in block.dims])
+
+
+def select(call: Call) -> Result:
+    """One index of a dimension: the dimension goes, the labels of a joint block at that index stay."""
+    data = call.tensor("self")
+    dim = int(call.arguments["dim"]) % len(data.shape)
+    index = int(call.arguments["index"]) % data.shape[dim]
+    data = _fixed_alone(call, data, dim, "is selected by an index written in the code")
+    return _at(call, data, dim, index, call.shape)
+
+
+def unbind(call: Call) -> Result:
+    """All indices of a dimension, one by one."""
+    data = call.values[0]
+    dim = int(call.arguments.get("dim", 0)) % len(data.shape)
+    data = _fixed_alone(call, data, dim, "is unbound index by index")
+    return tuple(_at(call, data, dim, index, shape) for index, shape in enumerate(call.shapes))
+
+
+def _fixed_alone(call: Call, data: Value, dim: int, reason: str) -> Value:
+    block = data.block_of(dim)
+    return call.state.freeze_dim(data, dim, reason, call.node) if block is not None and len(block.dims) == 1 else data
+
+
+def _at(call: Call, data: Value, dim: int, index: int, shape: tuple[int, ...]) -> Value:
+    blocks = []
+    for block in data.blocks:
+        labels, dims, keys = block.labels, block.dims, block.keys
+        if dim in dims:
+            axis = block.along(dim)
+            labels = np.asarray(labels.take(index, axis=axis))
+            dims, keys = dims[:axis] + dims[axis + 1 :], keys[:axis] + keys[axis + 1 :]
+        blocks.append(Block(tuple(d if d < dim else d - 1 for d in dims), labels, keys))
+    return call.state.value(shape, blocks, call.node)
+
+
+def _taken(call: Call, data: Value, dim: int, positions: Any, shape: tuple[int, ...]) -> Value:
+    blocks = []
+    for block in data.blocks:
+        labels: Labels = block.labels
+        if dim in block.dims:
+            axis = block.along(dim)
+            index: list[Any] = [slice(None)] * labels.ndim
+            index[axis] = positions
+            labels = labels[tuple(index)]
+        blocks.append(Block(block.dims, labels, block.keys))
+    return call.state.value(shape, blocks, call.node)
+
+
+def roll(call: Call) -> Result:
+    """Cyclic shifts along unlabelled dimensions; a labelled one is shifted by a size written in the code."""
+    data = call.values[0]
+    for dim in call.arguments.get("dims") or range(len(data.shape)):
+        data = call.state.freeze_dim(data, int(dim) % len(data.shape), "is rolled by a written number", call.node)
+    return call.result(data.blocks)
+
+
+def flip(call: Call) -> Result:
+    """Reversed dimensions: their labels reversed."""
+    data = call.values[0]
+    for dim in call.arguments["dims"]:
+        data = call.state.freeze_dim(data, int(dim) % len(data.shape), "is reversed", call.node)
+    return call.result(data.blocks)
+
+
+def pad(call: Call) -> Result:
+    """Padding of unlabelled dimensions; where channels are padded, the number is written in the code."""
+    data = call.values[0]
+    for dim in range(len(data.shape)):
+        if call.shape[dim] != data.shape[dim]:
+            data = call.state.freeze_dim(data, dim, "is padded by a number written in the code", call.node)
+    return call.result(data.blocks)
+
+
+def index(call: Call) -> Result:
+    """Indexing by tensors: indexed dimensions freeze; plain ones keep their labels where their place is clear."""
+    data = call.tensor("self")
+    indices: Sequence[Value | None] = call.arguments["indices"]
+    indexed = [dim for dim, one in enumerate(indices) if one is not None]
+    for dim in indexed:
+        data = call.state.freeze_dim(data, dim, "is indexed by a table", call.node)
+    for value in indices:
+        if value is not None:
+            call.state.freeze_value(value, "serves as an index", call.node)
+    if indexed and indexed == list(range(indexed[0], indexed[-1] + 1)):
+        growth = len(call.shape) - (len(data.shape) - len(indexed))
+        position = {
+            dim: dim if dim < indexed[0] else dim - len(indexed) + growth
+            for dim in range(len(data.shape))
+            if dim not in indexed
+        }
+        return call.result([block.moved([position[dim] for dim in block.dims]) for block in data.blocks])
+    call.state.freeze_value(data, "is indexed in several dimensions", call.node)
+    return call.unlabelled()
+
+
+def index_select(call: Call) -> Result:
+    """Rows by an index tensor: that dimension freezes."""
+    data = call.tensor("self")
+    dim = int(call.arguments["dim"]) % len(data.shape)
+    return call.result(call.state.freeze_dim(data, dim, "is indexed by a table", call.node).blocks)
+
+
+def embedding(call: Call) -> Result:
+    """Rows of a weight by an index: the weight's columns are produced."""
+    weight = call.tensor("weight")
+    columns = weight.labels_of(1)
+    weight = call.state.freeze_dim(weight, 0, "rows are chosen by an index", call.node)
+    if columns is None:
+        return call.result([])
+    call.state.producers.append(columns)
+    return call.result([Block.of(len(call.shape) - 1, columns)])
+
+
+RULES: dict[str, Rule] = {
+    "cat": concatenate,
+    "concat": concatenate,
+    "stack": stack,
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"), split),
+    "slice": slice_,
+    "narrow": slice_,
+    "select": select,
+    "unbind": unbind,
+    "roll": roll,
+    "flip": flip,
+    "pad": pad,
+    "constant_pad_nd": pad,
+    "index": index,
+    "index_select": index_select,
+    "embedding": embedding,
+}
