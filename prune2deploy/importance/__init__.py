@@ -1,1 +1,1 @@
-"""How much each channel matters: one file a criterion."""
+"""How much each channel matters: one file a criterion, registered in ``criteria``."""
