@@ -154,7 +154,8 @@ def _removes_something(tensor: Tensor, kept: Kept) -> bool:
 
 def _sliced(tensor: Tensor, kept: Kept) -> Tensor:
     # Selecting in the order of the strides gives a dense result with the same memory layout (channels_last too).
-    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
     values = tensor.permute(order)
     for dim, indices in sorted(kept.items()):
         values = values.index_select(order.index(dim), torch.tensor(indices, device=tensor.device))
