@@ -1,0 +1,138 @@
+"""The evaluation set that goes beside the ONNX files: real inputs, labels, and what torch makes of them."""
+
+from collections.abc import Mapping, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import Dataset
+
+from prune2deploy.errors import DataError, ModelError
+from prune2deploy.evaluation import EvaluationSet
+from prune2deploy.export.graph_passes import GraphPasses, Normalization
+from prune2deploy.export.onnx_from_model import cpu_copy
+from prune2deploy.export.reasons import reason_of
+from prune2deploy.progress import SILENT, Progress
+
+_BYTES_LIMIT = 512 * 2**20
+_REFERENCE_BATCH = 16
+
+
+def make_evaluation_set(
+    models: Mapping[str, nn.Module],
+    dataset: Dataset[Any] | None,
+    *,
+    input_shape: tuple[int, ...],
+    images: int = 10_000,
+    references: int = 64,
+    seed: int = 0,
+    passes: GraphPasses | None = None,
+    progress: Progress = SILENT,
+) -> EvaluationSet:
+    """Collect inputs and labels, and run every variant on the first ``references`` of them.
+
+    ``models`` maps a variant's name to its module. ``dataset`` is the evaluation split, whose samples are
+    (normalised float image of ``input_shape``, int label): all of it, or a random ``images`` of it, and never
+    more than 512 MB. The order is random, so that the first inputs cover all classes even where a data set is
+    sorted by them. Without a data set the inputs are ``references`` standard normal images and the labels None.
+
+    With ``passes.normalize`` the exported networks normalise by themselves, so the inputs are stored before
+    normalisation; with ``passes.softmax`` the references are probabilities. References are computed on the CPU in
+    evaluation mode; the models are left as they were.
+
+    Raises:
+        DataError: the data set is empty, or a sample is not what it should be.
+        ModelError: a model cannot run on the inputs, gives several outputs, or gives NaN or infinity.
+    """
+    passes = passes or GraphPasses()
+    rng = np.random.default_rng(seed)
+    labels: NDArray[np.int64] | None
+    if dataset is None:
+        inputs, labels = rng.standard_normal((references, *input_shape), dtype=np.float32), None
+    else:
+        inputs, labels = _samples(dataset, input_shape, images, rng, progress)
+    if passes.normalize is not None:
+        mean, std = _columns(passes.normalize, input_shape)
+        inputs = inputs * std + mean
+    outputs = {}
+    with progress.task("Reference outputs", total=len(models)) as task:
+        for name, model in models.items():
+            task.describe(name)
+            outputs[name] = _reference(name, model, inputs[:references], passes)
+            task.advance()
+    return EvaluationSet(inputs=inputs, labels=labels, references=outputs)
+
+
+def _samples(
+    dataset: Dataset[Any],
+    input_shape: tuple[int, ...],
+    images: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    available = len(cast(Sized, dataset))
+    if available == 0:
+        raise DataError("the evaluation split is empty", where="--data")
+    fitting = max(1, _BYTES_LIMIT // (4 * int(np.prod(input_shape))))
+    count = min(available, images, fitting)
+    if count < available:
+        progress.note(f"Accuracy of the exported files is measured on {count} of {available} evaluation images.")
+    order = rng.permutation(available)[:count]
+    inputs = np.empty((count, *input_shape), dtype=np.float32)
+    labels = np.empty(count, dtype=np.int64)
+    with progress.task("Evaluation inputs", total=count) as task:
+        for row, index in enumerate(order):
+            image, label = dataset[int(index)]
+            if tuple(image.shape) != tuple(input_shape):
+                raise DataError(
+                    f"sample {index} has shape {tuple(image.shape)}, the model takes {tuple(input_shape)}",
+                    where="--data",
+                    hint="set the size with --input",
+                )
+            inputs[row] = np.asarray(image, dtype=np.float32)
+            labels[row] = int(label)
+            task.advance()
+    if not np.isfinite(inputs).all():
+        raise DataError("the evaluation split holds images with NaN or infinity", where="--data")
+    return inputs, labels
+
+
+def _reference(name: str, model: nn.Module, inputs: NDArray[np.float32], passes: GraphPasses) -> NDArray[np.float32]:
+    network = cpu_copy(model).float()
+    images = torch.from_numpy(inputs)
+    if passes.normalize is not None:
+        mean, std = _columns(passes.normalize, inputs.shape[1:])
+        images = (images - torch.from_numpy(mean)) / torch.from_numpy(std)
+    batches = []
+    with torch.inference_mode():
+        for first in range(0, len(images), _REFERENCE_BATCH):
+            try:
+                output = network(images[first : first + _REFERENCE_BATCH])
+            # The model's own code runs here, and may raise anything.
+            except Exception as error:
+                raise ModelError(f"cannot run on its inputs: {reason_of(error)}", where=name) from error
+            if not isinstance(output, torch.Tensor):
+                raise ModelError(
+                    f"returns a {type(output).__name__}, and parity can be proven for one output tensor",
+                    where=name,
+                    hint="wrap the model so that forward returns the tensor that is served",
+                )
+            batches.append(output.softmax(dim=1) if passes.softmax else output)
+    result: NDArray[np.float32] = torch.cat(batches).float().numpy()
+    if not np.isfinite(result).all():
+        raise ModelError("gives NaN or infinity on its inputs", where=name, hint="check the weights of the checkpoint")
+    return result
+
+
+def _columns(
+    normalization: Normalization, input_shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and deviation as (C, 1, 1), so that they broadcast over images."""
+    mean, std = (np.asarray(values, dtype=np.float32).reshape(-1, 1, 1) for values in normalization)
+    if len(mean) != input_shape[0]:
+        raise ModelError(
+            f"{len(mean)} means were given and the input has {input_shape[0]} channels", where="--normalize"
+        )
+    return mean, std
