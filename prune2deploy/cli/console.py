@@ -10,7 +10,7 @@ from typing import Any
 
 from prune2deploy.cli.progress import BarProgress, LineProgress
 from prune2deploy.cli.tables import plain_lines, rich_table
-from prune2deploy.pipeline.outcomes import ResultTable
+from prune2deploy.pipeline.outcomes import Table
 from prune2deploy.progress import SILENT, Progress
 
 LOGGER = logging.getLogger("prune2deploy")
@@ -46,7 +46,7 @@ def print_document(document: Mapping[str, Any]) -> None:
     print_line(json.dumps(document, indent=2, allow_nan=False, default=str))
 
 
-def print_table(table: ResultTable) -> None:
+def print_table(table: Table) -> None:
     """Print a table to standard output: ruled on a terminal, aligned text elsewhere."""
     if sys.stdout.isatty():
         from rich.console import Console

@@ -1,27 +1,32 @@
 """Results as tables: which columns a command shows, and how a table is drawn with and without a terminal."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prune2deploy.pipeline.outcomes import (
-    EngineFile,
-    ExportedFile,
-    FrozenRow,
-    GroupRow,
-    ResultTable,
-    VariantRow,
-)
+from prune2deploy.pipeline.outcomes import EngineFile, ExportedFile, FrozenRow, GroupRow, Table, VariantRow
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 _NOTHING = "-"
 
 
-def variants_table(variants: Sequence[VariantRow]) -> ResultTable:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTable:
+    """A table of ours, as ``pipeline.outcomes.Table`` describes one."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    title: str = ""
+    note: str = ""
+
+
+def variants_table(variants: Sequence[VariantRow]) -> TextTable:
     """Variants with their cost, its share of dense, and accuracy."""
-    return ResultTable(
-        headings=("variant", "FLOPs", "of dense", "parameters", "of dense", "accuracy"),
+    return TextTable(
+        columns=("variant", "FLOPs", "of dense", "parameters", "of dense", "accuracy"),
         rows=tuple(
             (
                 row.name,
@@ -33,57 +38,57 @@ def variants_table(variants: Sequence[VariantRow]) -> ResultTable:
             )
             for row in variants
         ),
-        numeric=(False, True, True, True, True, True),
+        numeric=frozenset({1, 2, 3, 4, 5}),
     )
 
 
-def groups_table(groups: Sequence[GroupRow]) -> ResultTable:
+def groups_table(groups: Sequence[GroupRow]) -> TextTable:
     """The widths of a network, with the pruned ones where a run has them."""
     with_pruned = any(group.pruned_width is not None for group in groups)
-    headings = ["group", "width", "channels"] + ["pruned"] * with_pruned + ["kind"]
+    columns = ["group", "width", "channels"] + ["pruned"] * with_pruned + ["kind"]
     rows = []
     for group in groups:
         kinds = ["residual stream"] * group.stream + ["normed over channels"] * (not group.exact)
         pruned = [_NOTHING if group.pruned_width is None else str(group.pruned_width)] * with_pruned
         rows.append((group.name, str(group.width), str(group.channels), *pruned, ", ".join(kinds) or "inside a block"))
-    numeric = (False, True, True, *[True] * with_pruned, False)
-    return ResultTable(headings=tuple(headings), rows=tuple(rows), numeric=numeric)
+    numeric = frozenset({1, 2, 3} if with_pruned else {1, 2})
+    return TextTable(columns=tuple(columns), rows=tuple(rows), numeric=numeric)
 
 
-def frozen_table(frozen: Sequence[FrozenRow]) -> ResultTable:
+def frozen_table(frozen: Sequence[FrozenRow]) -> TextTable:
     """What cannot be cut, and why."""
-    return ResultTable(
-        headings=("frozen because", "operator", "where", "dimensions"),
+    return TextTable(
+        columns=("frozen because", "operator", "where", "dimensions"),
         rows=tuple((row.reason, row.operator, row.place, str(row.axes_total)) for row in frozen),
-        numeric=(False, False, False, True),
+        numeric=frozenset({3}),
     )
 
 
-def exported_table(files: Sequence[ExportedFile]) -> ResultTable:
+def exported_table(files: Sequence[ExportedFile]) -> TextTable:
     """ONNX files with their size and what the parity gate measured."""
-    return ResultTable(
-        headings=("variant", "precision", "size", "parity error", "file"),
+    return TextTable(
+        columns=("variant", "precision", "size", "parity error", "file"),
         rows=tuple(
             (row.variant, row.precision, size(row.bytes_total), f"{row.parity_max_error:.1e}", str(row.file))
             for row in files
         ),
-        numeric=(False, False, True, True, False),
+        numeric=frozenset({2, 3}),
     )
 
 
-def engines_table(files: Sequence[EngineFile]) -> ResultTable:
+def engines_table(files: Sequence[EngineFile]) -> TextTable:
     """Stored engines with their size and build time."""
-    return ResultTable(
-        headings=("variant", "precision", "engine", "size", "built in", "file"),
+    return TextTable(
+        columns=("variant", "precision", "engine", "size", "built in", "file"),
         rows=tuple(
             (row.variant, row.precision, row.engine, size(row.bytes_total), f"{row.build_seconds:.1f} s", str(row.file))
             for row in files
         ),
-        numeric=(False, False, False, True, True, False),
+        numeric=frozenset({3, 4}),
     )
 
 
-def doctor_tables(document: Mapping[str, Any]) -> tuple[ResultTable, ...]:
+def doctor_tables(document: Mapping[str, Any]) -> tuple[TextTable, ...]:
     """The machine, its engines, and the optional packages."""
     machine, torch = document["machine"], document["torch"]
     facts = (
@@ -102,9 +107,9 @@ def doctor_tables(document: Mapping[str, Any]) -> tuple[ResultTable, ...]:
     )
     extras = tuple((row["name"], row["version"] or _NOTHING, row["purpose"]) for row in document["extras"])
     return (
-        ResultTable(headings=("this machine", ""), rows=facts, numeric=(False, False)),
-        ResultTable(headings=("engine", "state", "version", "device"), rows=engines, numeric=(False,) * 4),
-        ResultTable(headings=("optional", "version", "for"), rows=extras, numeric=(False,) * 3),
+        TextTable(columns=("this machine", ""), rows=facts),
+        TextTable(columns=("engine", "state", "version", "device"), rows=engines),
+        TextTable(columns=("optional", "version", "for"), rows=extras),
     )
 
 
@@ -135,26 +140,37 @@ def percent(fraction: float | None) -> str:
     return _NOTHING if fraction is None else f"{fraction:.1%}"
 
 
-def plain_lines(table: ResultTable) -> Iterator[str]:
+def plain_lines(table: Table) -> Iterator[str]:
     """A table as aligned text: whole cells, two spaces between columns, no rules."""
-    lines = (table.headings, *table.rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.headings))]
+    if table.title:
+        yield table.title
+    lines = (table.columns, *table.rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
     for line in lines:
         cells = (
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(line, widths, table.numeric, strict=True)
+            cell.rjust(width) if column in table.numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         yield "  ".join(cells).rstrip()
+    if table.note:
+        yield table.note
 
 
-def rich_table(table: ResultTable) -> "Table":
+def rich_table(table: Table) -> "RichTable":
     """A table for a terminal; cells are shown as they are, markup in names included."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD)
-    for heading, numeric in zip(table.headings, table.numeric, strict=True):
+    drawn = RichTable(
+        box=box.SIMPLE_HEAD,
+        title=Text(table.title) if table.title else None,
+        caption=Text(table.note) if table.note else None,
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column, heading in enumerate(table.columns):
+        numeric = column in table.numeric
         drawn.add_column(Text(heading), justify="right" if numeric else "left", no_wrap=numeric)
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))

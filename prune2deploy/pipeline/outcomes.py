@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 INSPECTION_SCHEMA_VERSION = 1
 
@@ -139,13 +139,28 @@ class BuildOutcome:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultTable:
-    """A table ready to be shown: headings, and rows of equally many cells. ``numeric`` marks right-aligned columns."""
+class Table(Protocol):
+    """A table ready to be shown: rows of text under ``columns``, those numbered in ``numeric`` aligned right."""
 
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: tuple[bool, ...]
+    @property
+    def title(self) -> str:
+        """A line above the table; may be empty."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The headings."""
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """As many cells each as there are columns."""
+
+    @property
+    def numeric(self) -> frozenset[int]:
+        """The columns to align right."""
+
+    @property
+    def note(self) -> str:
+        """A line below the table; may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +172,7 @@ class BenchOutcome:
 
     document: Mapping[str, Any]
     exit_code: int
-    tables: tuple[ResultTable, ...] = ()
+    tables: tuple[Table, ...] = ()
     verdicts: tuple[str, ...] = ()
     file: Path | None = None
     notes: tuple[str, ...] = ()

@@ -1,0 +1,100 @@
+"""Bad values are refused before any stage runs, in one line that names the option and what is wrong with it."""
+
+import pytest
+
+from prune2deploy.cli import values
+from prune2deploy.errors import InputError
+
+TARGETS = {
+    "0": "nothing would be left",
+    "1": "nothing would be removed",
+    "2": "is more than the whole model",
+    "33": "did you mean --flops 0.33?",
+    "-1": "is negative",
+    "nan": "is not a finite number",
+    "inf": "is not a finite number",
+    "a third": "is not a number",
+}
+
+REFUSED = [
+    (["prune", "m"], "no target is set; say which share of the dense model stays: --flops 0.33 or --params 0.5"),
+    (["prune", "m", "--latency", "0.5"], "--latency: is not available in this version"),
+    (["prune", "m", "--memory", "0.5"], "--memory: is not available in this version"),
+    (["prune", "m", "--flops", "0.5", "--distill"], "--distill: is not available in this version"),
+    (["prune", "m", "--flops", "0.5", "--method", "magic"], "choose l1, l2, bn-scale, taylor, fisher or random"),
+    (["prune", "m", "--flops", "0.5", "--criterion", "tailor"], "did you mean taylor?"),
+    (["prune", "m", "--flops", "0.5", "--ranking", "local"], "choose global or per-layer"),
+    (["prune", "m", "--flops", "0.5", "--scope", "blocks"], "choose all or inside-blocks"),
+    (["prune", "m", "--flops", "0.5", "--align", "0"], "--align 0: is no granule"),
+    (["prune", "m", "--flops", "0.5", "--align", "some"], "--align some: is no granule"),
+    (["prune", "m", "--flops", "0.5", "--variants", "dense"], "leaves out the variant that pruning makes"),
+    (["prune", "m", "--flops", "0.5", "--variants", "pruned,tiny"], "--variants tiny: is not available"),
+    (["prune", "m", "--flops", "0.5", "--precision", "fp16"], "--precision fp16: is not available in this version"),
+    (["prune", "m", "--flops", "0.5", "--engine", "openvino"], "--engine openvino: is not available in this version"),
+    (["prune", "m", "--flops", "0.5", "--input", "224"], "--input 224: is no input shape"),
+    (["prune", "m", "--flops", "0.5", "--input", "3x0x9"], "--input 3x0x9: is no input shape"),
+    (["prune", "m", "--flops", "0.5", "--lr", "0"], "--lr 0: is out of range; it must be more than 0"),
+    (["prune", "m", "--flops", "0.5", "--lr", "nan"], "--lr nan: is out of range"),
+    (["prune", "m", "--flops", "0.5", "--label-smoothing", "1"], "it must be 0 or more and less than 1"),
+    (["prune", "m", "--flops", "0.5", "--weight-decay", "-1"], "--weight-decay -1: is out of range"),
+    (["prune", "m", "--flops", "0.5", "--optimizer", "lion"], "choose sgd or adamw"),
+    (["prune", "m", "--flops", "0.5", "--schedule", "sgdr"], "choose cosine, step or constant"),
+    (["prune", "m", "--flops", "0.5", "--mixed-precision", "fp8"], "choose no, fp16 or bf16"),
+    (["train", "resnet20", "--method", "3sp"], "--method 3sp: is not available in this version"),
+    (["export", "--precision", "int8"], "--precision int8: is not available in this version"),
+    (["build", "--batch", "1,0"], "--batch 1,0: is no list of positive whole numbers"),
+    (["bench", "--batch", "all"], "--batch all: is no list of positive whole numbers"),
+    (["bench", "--engine", "gpu"], "choose auto, ort-cpu, trt or trt-rtx"),
+    (["bench", "--claim", "fast"], "--claim fast: is not a number"),
+    (["bench", "--claim", "-3"], "--claim -3: is no speed-up"),
+    (["bench", "--claim", "nan"], "--claim nan: is no speed-up"),
+    (["bench", "--max-seconds", "0"], "--max-seconds 0: is out of range"),
+    (["bench", "--baseline", "old.json"], "--baseline: is not available in this version"),
+    (["bench", "nowhere.onnx"], "nowhere.onnx: does not exist"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), TARGETS.items())
+def test_a_target_that_means_nothing_is_explained(text, message, run_p2d):
+    result = run_p2d("prune", "model.pth", "--flops", text)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"p2d: error: --flops {text}: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_a_bad_value_is_refused_in_one_line(arguments, message, run_p2d, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_p2d(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_are_ordered_and_each_entry_is_kept_once():
+    assert values.counts("--batch", "32, 1,32") == (1, 32)
+    assert values.names("--variants", "pruned,dense,pruned", {"dense": "", "pruned": "", "reduced": ""}) == (
+        "dense",
+        "pruned",
+    )
+
+
+def test_claims_are_factors_or_the_one_that_flops_imply():
+    assert values.claim("--claim", "3") == 3.0
+    assert values.claim("--claim", "flops") == "flops"
+    assert values.claim("--claim", None) is None
+
+
+def test_a_folder_is_a_run_and_files_are_onnx(tmp_path):
+    run, first, second = tmp_path / "run", tmp_path / "a.onnx", tmp_path / "b.onnx"
+    run.mkdir()
+    first.touch()
+    second.touch()
+    assert values.run_or_files(None) == (None, ())
+    assert values.run_or_files([run]) == (run, ())
+    assert values.run_or_files([second, first]) == (None, (second, first))
+    with pytest.raises(InputError, match="folder among several names"):
+        values.run_or_files([first, run])
