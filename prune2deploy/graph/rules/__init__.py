@@ -1,24 +1,30 @@
 """How operators move and unite channel labels: one file a family of operators.
 
-``RULES`` maps an ATen operator (its overload packet) to its rule. A new family is one file and one line here.
+``RULES`` maps an ATen operator's name to its rule. A new family is one file and one line here.
 """
 
-from prune2deploy.graph.rules import attention, contraction, elementwise, norm, pooling, reduction, selection, shape
+from prune2deploy.graph.rules.attention import RULES as ATTENTION
 from prune2deploy.graph.rules.call import Call, Result, Rule
-from prune2deploy.graph.rules.elementwise import elementwise as elementwise_rule
-from prune2deploy.graph.rules.elementwise import is_elementwise
+from prune2deploy.graph.rules.contraction import RULES as CONTRACTION
+from prune2deploy.graph.rules.elementwise import RULES as ELEMENTWISE
+from prune2deploy.graph.rules.elementwise import elementwise, is_elementwise
+from prune2deploy.graph.rules.norm import RULES as NORM
+from prune2deploy.graph.rules.pooling import RULES as POOLING
+from prune2deploy.graph.rules.reduction import RULES as REDUCTION
+from prune2deploy.graph.rules.selection import RULES as SELECTION
+from prune2deploy.graph.rules.shape import RULES as SHAPE
 
 __all__ = ["Call", "Result", "Rule", "rule_for"]
 
 RULES: dict[str, Rule] = {
-    **elementwise.RULES,
-    **contraction.RULES,
-    **attention.RULES,
-    **norm.RULES,
-    **pooling.RULES,
-    **shape.RULES,
-    **selection.RULES,
-    **reduction.RULES,
+    **ELEMENTWISE,
+    **CONTRACTION,
+    **ATTENTION,
+    **NORM,
+    **POOLING,
+    **SHAPE,
+    **SELECTION,
+    **REDUCTION,
 }
 
 
@@ -26,5 +32,5 @@ def rule_for(call: Call) -> Rule | None:
     """The rule of an operator: its own, or the common one of those that PyTorch tags as pointwise."""
     own = RULES.get(call.name)
     if own is None and is_elementwise(call):
-        return elementwise_rule
+        return elementwise
     return own

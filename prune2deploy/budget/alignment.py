@@ -1,0 +1,43 @@
+"""Which widths engines run well: multiples of a granule.
+
+Engines compute in tiles; a width of 65 costs as much as one of 80. So widths are chosen among multiples of the
+granule with the budget in view, and not floored afterwards. Sources: ``docs/decisions/0004-alignment.md``.
+"""
+
+import math
+from collections.abc import Sequence
+
+from prune2deploy.graph.channels import ChannelGraph, Group
+
+DEFAULT_GRANULE = 16
+MINIMUM_GRANULES = 4
+
+_GRANULES = {("trt", "fp16"): 8, ("trt", "bf16"): 8, ("trt-rtx", "fp16"): 8, ("trt-rtx", "bf16"): 8}
+_GRANULES_OF_PRECISION = {"int8": 32}
+
+
+def granule_for(engine: str | None = None, precision: str | None = None) -> int:
+    """The granule of an engine at a precision, 16 where nothing better is known."""
+    if engine is not None and precision is not None and (engine, precision) in _GRANULES:
+        return _GRANULES[engine, precision]
+    return _GRANULES_OF_PRECISION.get(precision or "", DEFAULT_GRANULE)
+
+
+def allowed_counts(group: Group, granule: int) -> tuple[int, ...]:
+    """The numbers of channels that a group may keep, ascending, the dense number last.
+
+    A group is aligned if its dense width is at least four granules; narrower ones may keep any number.
+    """
+    count = len(group.channels)
+    step = granule // math.gcd(granule, group.positions)
+    if group.width < MINIMUM_GRANULES * granule or step >= count:
+        step = 1
+    counts = list(range(step, count + 1, step))
+    if counts[-1] != count:
+        counts.append(count)
+    return tuple(counts)
+
+
+def misaligned(graph: ChannelGraph, widths: Sequence[int], granule: int) -> tuple[Group, ...]:
+    """Groups whose width under a plan is no multiple of the granule."""
+    return tuple(group for group, width in zip(graph.groups, widths, strict=True) if width % granule)
