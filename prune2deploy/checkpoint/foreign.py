@@ -18,6 +18,7 @@ from prune2deploy.checkpoint.unwrap import (
     architecture_hint,
     data_hint,
     find_module,
+    modern_names,
     pickled_module_class,
     strip_prefixes,
     unwrap,
@@ -158,7 +159,7 @@ def _from_safetensors(path: Path) -> ForeignCheckpoint:
 def _from_state_dict(tensors: Mapping[str, Tensor], *, kind: str) -> ForeignCheckpoint:
     state_dict, prefixes = strip_prefixes(tensors) if tensors else ({}, ())
     return ForeignCheckpoint(
-        state_dict=state_dict, architecture=None, data=None, module=None, wrapper=prefixes, format=kind
+        state_dict=modern_names(state_dict), architecture=None, data=None, module=None, wrapper=prefixes, format=kind
     )
 
 

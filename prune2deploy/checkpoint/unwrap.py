@@ -1,5 +1,6 @@
 """Finding the weights in what a training script saved, and what it says of the architecture and the data."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ _COUNTERS = frozenset({"n_averaged"})
 _LIGHTNING = "pytorch-lightning_version"
 _LIGHTNING_EXTRAS = ("criterion", "loss", "metric", "train_", "val_", "valid_", "test_")
 _CLASSES_AND_CHANNELS = ("num_classes", "in_chans")
+# torchvision's first DenseNet weights, still the ones it publishes, name their layers norm.1 where modules are norm1.
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 _DATA_SETS = {"torch/cifar10": "cifar10", "torch/cifar100": "cifar100", "": "imagefolder", "folder": "imagefolder"}
 
 
@@ -95,6 +98,11 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tu
         stripped = {name.removeprefix(prefix): value for name, value in stripped.items()}
         prefixes.append(prefix)
     return stripped, tuple(prefixes)
+
+
+def modern_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under today's names, where a published file has older ones."""
+    return {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state_dict.items()}
 
 
 def architecture_hint(content: Any) -> str | None:
