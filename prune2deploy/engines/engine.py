@@ -1,4 +1,4 @@
-"""What an engine is, and which there are.
+"""What an engine is: the Protocol that all of them share, and the values it speaks in.
 
 Engines live to the right of export: they know ONNX files and arrays, and import no torch.
 """
@@ -11,22 +11,37 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.errors import InputError
+
 Array = NDArray[Any]
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
     """How an engine is built from an ONNX file.
 
-    ``batches`` are the batch sizes that will be run; engines with profiles span them. ``threads`` is the
-    number of CPU threads inside one operator (CPU engines only). ``cache`` is a folder for built engines,
-    None to keep none.
+    ``batches`` are the batch sizes that will be run; engines with profiles have one for each. ``threads`` is
+    the number of CPU threads inside one operator (CPU engines only). ``cache`` is a folder for built engines,
+    None to keep none. ``workspace_bytes`` limits the scratch memory of a GPU engine, None for the library's default.
     """
 
     precision: str = "fp32"
     batches: tuple[int, ...] = (1,)
     threads: int = 1
     cache: Path | None = None
+    workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"{self.precision!r} is no precision", where="--precision", hint=f"choose from {', '.join(PRECISIONS)}"
+            )
+        if not self.batches or any(batch < 1 for batch in self.batches):
+            raise InputError(f"batch sizes are positive, not {self.batches}", where="--batch")
+        if self.threads < 1:
+            raise InputError(f"the number of threads is positive, not {self.threads}", where="--threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
