@@ -1,4 +1,4 @@
-"""The direction of imports, as docs/decisions/0002 draws it: read from the source, function bodies included."""
+"""The direction of imports between folders, read from the source, function bodies included: the map is `ALLOWED`."""
 
 import ast
 import subprocess

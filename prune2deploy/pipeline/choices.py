@@ -15,6 +15,7 @@ PRUNING_METHODS: Mapping[str, str] = {
     "l2": "Euclidean norm of the weights of a channel",
     "bn-scale": "absolute scale of the batch norm behind a channel",
     "taylor": "squared first-order change of the loss (needs data)",
+    "taylor-bn": "the same, through the scale and shift of the batch norm (needs data)",
     "fisher": "squared gradient of a gate on the channel, per sample (needs data)",
     "random": "chance, as the control",
 }

@@ -21,7 +21,10 @@ REFUSED = [
     (["prune", "m", "--latency", "0.5"], "--latency: is not available in this version"),
     (["prune", "m", "--memory", "0.5"], "--memory: is not available in this version"),
     (["prune", "m", "--flops", "0.5", "--distill"], "--distill: is not available in this version"),
-    (["prune", "m", "--flops", "0.5", "--method", "magic"], "choose l1, l2, bn-scale, taylor, fisher or random"),
+    (
+        ["prune", "m", "--flops", "0.5", "--method", "magic"],
+        "choose l1, l2, bn-scale, taylor, taylor-bn, fisher or random",
+    ),
     (["prune", "m", "--flops", "0.5", "--criterion", "tailor"], "did you mean taylor?"),
     (["prune", "m", "--flops", "0.5", "--ranking", "local"], "choose global or per-layer"),
     (["prune", "m", "--flops", "0.5", "--scope", "blocks"], "choose all or inside-blocks"),

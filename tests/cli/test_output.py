@@ -13,6 +13,8 @@ from prune2deploy.cli.progress import LineProgress
 from prune2deploy.cli.tables import TextTable, count, plain_lines, rich_table, size
 from prune2deploy.pipeline import outcomes
 
+pytestmark = pytest.mark.filterwarnings("ignore:a library warns")
+
 PRUNING = outcomes.PruneOutcome(
     run=Path("p2d-runs/one"),
     model="resnet20",

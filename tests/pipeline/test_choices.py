@@ -4,7 +4,7 @@ import pytest
 
 from prune2deploy.engines.registry import AUTO, all_engines
 from prune2deploy.errors import InputError
-from prune2deploy.importance import CRITERIA
+from prune2deploy.importance.criteria import CRITERIA
 from prune2deploy.pipeline import choices
 from prune2deploy.pipeline.requests import Targets
 
