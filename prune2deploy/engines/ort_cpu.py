@@ -116,7 +116,7 @@ class _Session:
         return self._file.outputs
 
     def bind(self, arrays: Mapping[str, Array]) -> None:
-        """Bind inputs and preallocate outputs; runs once, because only a run tells the output shapes.
+        """Copy inputs and preallocate outputs; runs once, because only a run tells the output shapes.
 
         Raises:
             InputError: a name, dtype or shape is not what the network takes.
@@ -124,7 +124,7 @@ class _Session:
         import onnxruntime
 
         session = self._opened()
-        self._bound = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self._bound = {name: np.array(array, order="C") for name, array in arrays.items()}
         try:
             outputs = session.run(None, self._bound)
         except _ort_errors() as error:
