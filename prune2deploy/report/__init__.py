@@ -1,1 +1,1 @@
-"""From a result document to what people and CI systems read."""
+"""Reports: from a run and its measurements to tables, Markdown, JSON, JUnit XML and one self-contained HTML page."""

@@ -1,0 +1,316 @@
+"""Tables as pure rows of text: the terminal, Markdown and HTML draw them each in their own way."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prune2deploy.bench.compare import Interval
+from prune2deploy.bench.result import BenchResult, Row
+from prune2deploy.report.content import ReportContent
+from prune2deploy.report.figures import (
+    NOTHING,
+    spell_bytes,
+    spell_count,
+    spell_error,
+    spell_interval,
+    spell_latency,
+    spell_number,
+    spell_percent,
+    spell_ratio,
+)
+
+_HIDDEN_FACTS = frozenset({"versions"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of text under headings. ``numeric`` holds the columns to align right; ``key`` names the table in a page."""
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+    note: str = ""
+
+
+def result_tables(result: BenchResult) -> tuple[Table, ...]:
+    """What ``p2d bench`` prints: speeds, verdicts and controls."""
+    return tuple(table for table in (speed_table(result), claims_table(result), controls_table(result)) if table.rows)
+
+
+def report_tables(content: ReportContent) -> tuple[Table, ...]:
+    """All tables of a report that have something to show, in reading order."""
+    measured = result_tables(content.result) if content.result is not None else ()
+    rest = (
+        variants_table(content),
+        files_table(content),
+        widths_table(content.manifest.pruning),
+        frozen_table(content.manifest.pruning),
+        *history_tables(content),
+        environment_table(content),
+        provenance_table(content),
+    )
+    return (*measured, *(table for table in rest if table.rows))
+
+
+def speed_table(result: BenchResult) -> Table:
+    """One row for each variant, engine, precision and batch size."""
+    others = tuple(dict.fromkeys(speedup.against for row in result.rows for speedup in row.speedups))
+    settings = [(row.engine, row.precision) for row in result.rows]
+    show_setting = len(set(settings)) > 1
+    columns = [
+        "variant",
+        *(("engine", "precision") if show_setting else ()),
+        "batch",
+        "median",
+        "p90",
+        "p99",
+        "inputs/s",
+        *(f"against {other}" for other in others),
+        "FLOPs kept",
+        "yield",
+        "accuracy",
+    ]
+    rows = tuple(
+        (
+            row.variant,
+            *((row.engine, row.precision) if show_setting else ()),
+            str(row.batch),
+            spell_latency(row.latency_ns.p50),
+            spell_latency(row.latency_ns.p90),
+            spell_latency(row.latency_ns.p99),
+            spell_count(row.throughput_per_s),
+            *(_spell_speedup(row.speedup_against(other)) for other in others),
+            spell_percent(row.flops_fraction),
+            NOTHING if row.flop_yield is None else f"{row.flop_yield:.2f}",
+            spell_percent(row.accuracy),
+        )
+        for row in _by_setting(result)
+    )
+    engine = "" if show_setting or not settings else f" on {settings[0][0]}, {settings[0][1]}"
+    return Table(
+        key="speed",
+        title=f"Speed{engine}",
+        columns=tuple(columns),
+        rows=rows,
+        numeric=frozenset(range(3 if show_setting else 1, len(columns))),
+        note="'Against' columns are speed-ups with their intervals. Yield is the speed-up times the FLOPs kept: 1 means that every FLOP removed was paid out as time.",
+    )
+
+
+def claims_table(result: BenchResult) -> Table:
+    """One row for each judged claim."""
+    rows = tuple(
+        (
+            claim.variant,
+            claim.engine,
+            claim.precision,
+            str(claim.batch),
+            f"{spell_ratio(claim.claim)}{'' if claim.asked else ' (implied by FLOPs)'}",
+            spell_ratio(claim.estimate),
+            spell_interval(claim.low, claim.high),
+            claim.verdict.value,
+        )
+        for claim in result.claims
+    )
+    columns = ("variant", "engine", "precision", "batch", "claim", "measured", "interval", "verdict")
+    return Table(key="claims", title="Verdicts", columns=columns, rows=rows, numeric=frozenset({3, 4, 5, 6}))
+
+
+def controls_table(result: BenchResult) -> Table:
+    """The A/A controls."""
+    verdicts = {True: "passed", False: "FAILED", None: "too few builds"}
+    rows = tuple(
+        (
+            control.engine,
+            control.precision,
+            str(control.batch),
+            f"{control.interval.estimate:.3f}",
+            _spell_finely(control.interval),
+            verdicts[control.passed],
+        )
+        for control in result.controls
+    )
+    return Table(
+        key="controls",
+        title="A/A control",
+        columns=("engine", "precision", "batch", "ratio", "interval", "control"),
+        rows=rows,
+        numeric=frozenset({2, 3, 4}),
+        note=f"A second copy of {result.baseline} against the first, at 99.9%: an honest harness finds 1.",
+    )
+
+
+def variants_table(content: ReportContent) -> Table:
+    """Cost and accuracy of each variant, at each moment that was recorded."""
+    moments = tuple(
+        dict.fromkeys(moment for variant in content.variants for moment in variant.accuracies if moment != "final")
+    )
+    columns = (
+        "variant",
+        "FLOPs",
+        "kept",
+        "parameters",
+        "kept",
+        *(_spell_moment(moment) for moment in moments),
+        "final",
+    )
+    rows = tuple(
+        (
+            variant.name,
+            spell_count(variant.flops),
+            spell_percent(content.flops_fraction_of(variant.name)),
+            spell_count(variant.parameters),
+            spell_percent(content.parameters_fraction_of(variant.name)),
+            *(spell_percent(variant.accuracies.get(moment)) for moment in moments),
+            spell_percent(variant.accuracy),
+        )
+        for variant in content.variants
+    )
+    return Table(
+        key="variants",
+        title="Variants",
+        columns=columns,
+        rows=rows,
+        numeric=frozenset(range(1, len(columns))),
+        note="FLOPs of one input. The last columns are top-1 accuracies.",
+    )
+
+
+def files_table(content: ReportContent) -> Table:
+    """The exported files."""
+    rows = tuple(
+        (
+            variant.name,
+            precision,
+            file.file,
+            spell_bytes(file.bytes_total),
+            spell_error(file.parity_max_error),
+            file.sha256,
+        )
+        for variant in content.variants
+        for precision, file in variant.onnx.items()
+    )
+    columns = ("variant", "precision", "file", "size", "parity error", "SHA-256")
+    return Table(key="files", title="ONNX files", columns=columns, rows=rows, numeric=frozenset({3, 4}))
+
+
+def widths_table(pruning: Mapping[str, Any]) -> Table:
+    """Widths and FLOPs of every layer, dense and pruned."""
+    layers = list(pruning.get("layers", ()))
+    rows = tuple(
+        (
+            str(layer["name"]),
+            *(spell_number(layer.get(name)) for name in ("dense", "pruned", "reduced")),
+            spell_percent(_fraction(layer.get("pruned"), layer.get("dense"))),
+            spell_count(layer.get("flops_dense")),
+            spell_count(layer.get("flops_pruned")),
+        )
+        for layer in layers
+    )
+    columns = ("layer", "dense", "pruned", "reduced", "kept", "FLOPs dense", "FLOPs pruned")
+    return Table(key="widths", title="Widths", columns=columns, rows=rows, numeric=frozenset(range(1, 7)))
+
+
+def frozen_table(pruning: Mapping[str, Any]) -> Table:
+    """What could not be pruned, and why."""
+    rows = tuple(
+        (
+            str(entry.get("reason", "")),
+            str(entry.get("operator", "")),
+            str(entry.get("place", "")),
+            spell_percent(entry.get("flops_fraction")),
+        )
+        for entry in pruning.get("frozen", ())
+    )
+    columns = ("reason", "operator", "place", "share of FLOPs")
+    return Table(key="frozen", title="Kept whole", columns=columns, rows=rows, numeric=frozenset({3}))
+
+
+def history_tables(content: ReportContent) -> tuple[Table, ...]:
+    """One table of epochs for each variant that was trained."""
+    tables = []
+    for variant in content.variants:
+        rows = tuple(
+            (
+                spell_number(epoch.get("epoch")),
+                spell_number(epoch.get("loss")),
+                spell_percent(epoch.get("accuracy")),
+                spell_number(epoch.get("learning_rate")),
+                spell_number(epoch.get("seconds")),
+            )
+            for epoch in variant.training.get("history", ())
+        )
+        tables.append(
+            Table(
+                key=f"history-{variant.name}",
+                title=f"Training of {variant.name}",
+                columns=("epoch", "loss", "accuracy", "learning rate", "seconds"),
+                rows=rows,
+                numeric=frozenset(range(5)),
+            )
+        )
+    return tuple(tables)
+
+
+def environment_table(content: ReportContent) -> Table:
+    """The machine that measured, and how it measured."""
+    if content.result is None:
+        return Table(key="environment", title="Environment", columns=("what", "value"), rows=())
+    facts = {name: value for name, value in content.result.environment.items() if name not in _HIDDEN_FACTS}
+    facts |= {f"protocol: {name}": value for name, value in content.result.protocol.items() if name != "rounds"}
+    versions = content.result.environment.get("versions", {})
+    rows = (*_facts(facts), *((f"version: {name}", str(version)) for name, version in versions.items()))
+    return Table(key="environment", title="Environment", columns=("what", "value"), rows=tuple(rows))
+
+
+def provenance_table(content: ReportContent) -> Table:
+    """Where the run comes from: enough to repeat it."""
+    manifest, pruning = content.manifest, content.manifest.pruning
+    facts: dict[str, Any] = {
+        "command": " ".join(manifest.command),
+        "created": manifest.created,
+        "model": manifest.model,
+        "input": "x".join(str(size) for size in manifest.input_shape),
+        "data": manifest.data,
+        "seed": manifest.seed,
+    }
+    facts |= {f"option: {name}": value for name, value in manifest.options.items()}
+    facts |= {
+        f"pruning: {name}": value for name, value in pruning.items() if name not in ("layers", "frozen", "inexact")
+    }
+    facts |= {f"made with {name}": version for name, version in manifest.versions.items()}
+    return Table(key="provenance", title="Provenance", columns=("what", "value"), rows=tuple(_facts(facts)))
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((name.replace("_", " "), spell_number(value)) for name, value in facts.items())
+
+
+def _by_setting(result: BenchResult) -> list[Row]:
+    """Rows grouped by setting, in the order they were measured."""
+    settings = list(dict.fromkeys((row.engine, row.precision, row.batch) for row in result.rows))
+    return sorted(result.rows, key=lambda row: settings.index((row.engine, row.precision, row.batch)))
+
+
+def _spell_speedup(interval: Interval | None) -> str:
+    if interval is None:
+        return NOTHING
+    if interval.low is None:
+        return spell_ratio(interval.estimate)
+    return f"{spell_ratio(interval.estimate)} ({spell_interval(interval.low, interval.high)})"
+
+
+def _spell_finely(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return NOTHING
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _spell_moment(moment: str) -> str:
+    return moment.replace("_", " ")
+
+
+def _fraction(part: Any, whole: Any) -> float | None:
+    return part / whole if isinstance(part, int | float) and isinstance(whole, int | float) and whole else None

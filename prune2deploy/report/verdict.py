@@ -1,0 +1,188 @@
+"""The verdict in plain words: what a reader should know who reads nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prune2deploy.bench.claims import JudgedClaim, Verdict
+from prune2deploy.bench.compare import Interval
+from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
+from prune2deploy.report.content import ReportContent, Setting, spell_setting
+from prune2deploy.report.figures import (
+    spell_interval,
+    spell_latency,
+    spell_percent,
+    spell_points,
+    spell_ratio,
+)
+
+_OUR_VARIANTS = frozenset({DENSE, PRUNED, REDUCED})
+_SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
+_MEANING = {
+    Verdict.CONFIRMED: "the whole interval reaches it",
+    Verdict.REFUTED: "the whole interval lies below it",
+    Verdict.UNDECIDED: "the interval is too wide to tell",
+    Verdict.INVALID: "two copies of one model differed, so this measurement proves nothing",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One large figure with what it means and a word on how sure it is."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """``verdict`` is the gravest of the claims, None without any; ``headline`` one sentence; ``sentences`` the rest."""
+
+    verdict: Verdict | None
+    headline: str
+    sentences: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+
+
+def summary_of(content: ReportContent) -> Summary:
+    """Say what came out, and how sure it is."""
+    claims = content.result.claims if content.result is not None else ()
+    verdict = next((severe for severe in _SEVERITY if severe in {claim.verdict for claim in claims}), None)
+    return Summary(
+        verdict=verdict,
+        headline=_headline(content),
+        sentences=tuple(_sentences(content, claims)),
+        tiles=tuple(_tiles(content)),
+    )
+
+
+def claim_in_words(claim: JudgedClaim, content: ReportContent) -> str:
+    """One claim, its verdict and why."""
+    promised = (
+        f"the claimed {spell_ratio(claim.claim)}" if claim.asked else f"the {spell_ratio(claim.claim)} its FLOPs imply"
+    )
+    setting = spell_setting((claim.engine, claim.precision, claim.batch), content)
+    measured = spell_ratio(claim.estimate)
+    if claim.low is not None:
+        measured += f" ({spell_interval(claim.low, claim.high)})"
+    return (
+        f"At {setting}, {claim.variant} reaches {measured} the speed of {claim.against}; {promised} is "
+        f"{claim.verdict.value}: {_reason(claim)}."
+    )
+
+
+def _reason(claim: JudgedClaim) -> str:
+    if claim.verdict is Verdict.UNDECIDED and claim.low is None:
+        return "too few builds were measured for an interval"
+    return _MEANING[claim.verdict]
+
+
+def _headline(content: ReportContent) -> str:
+    result = content.result
+    if result is None:
+        return "Nothing has been measured yet"
+    baseline = _called(result.baseline)
+    found = _first_speedup(content)
+    if found is None:
+        return _capital(f"{baseline} was measured, with nothing to compare it with")
+    (engine, _, _), interval = found
+    subject, where = _called(content.subject), f"on {engine} at {spell_setting(found[0], content)}"
+    if interval.low is None or interval.high is None:
+        return _capital(f"{subject} runs at about {spell_ratio(interval.estimate)} the speed of {baseline} {where}")
+    if interval.low > 1:
+        return _capital(f"{subject} is {spell_ratio(interval.estimate)} as fast as {baseline} {where}")
+    if interval.high < 1:
+        return _capital(f"{subject} is slower than {baseline}: {spell_ratio(interval.estimate)} its speed {where}")
+    return f"No difference in speed between {subject} and {baseline} can be shown {where}"
+
+
+def _called(variant: str) -> str:
+    """``the pruned model`` for our own variants; a file's name as it stands."""
+    return f"the {variant} model" if variant in _OUR_VARIANTS else variant
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:] if sentence.startswith("the ") else sentence
+
+
+def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Iterator[str]:
+    if content.result is None:
+        yield "Run `p2d bench` to measure the variants; the figures below come from training alone."
+    for claim in claims:
+        yield claim_in_words(claim, content)
+    yield from _against_reduced(content)
+    dense, subject = _baseline_accuracy(content), content.accuracy_of(content.subject)
+    if dense is not None and subject is not None and content.subject != _baseline(content):
+        yield (
+            f"Top-1 accuracy is {spell_percent(subject)} against {spell_percent(dense)} for {_baseline(content)} "
+            f"({spell_points(subject - dense)})."
+        )
+    elif content.manifest.data is None:
+        yield "There was no data, so no accuracy is known."
+
+
+def _against_reduced(content: ReportContent) -> Iterator[str]:
+    """The comparison that pruning must stand: with the same architecture made plainly narrower."""
+    if content.subject == REDUCED:
+        return
+    for setting in content.settings:
+        for row in content.rows_at(setting):
+            interval = row.speedup_against(REDUCED)
+            if row.variant != content.subject or interval is None or interval.low is None or interval.high is None:
+                continue
+            where = f"At {spell_setting(setting, content)}, {row.variant}"
+            measured = f"{spell_ratio(interval.estimate)}, {spell_interval(interval.low, interval.high)}"
+            if interval.low > 1:
+                yield f"{where} is faster than the plainly narrower network ({measured})."
+            elif interval.high < 1:
+                yield f"{where} is slower than the plainly narrower network ({measured})."
+            else:
+                yield f"{where} is as fast as the plainly narrower network, as far as can be told ({measured})."
+
+
+def _tiles(content: ReportContent) -> Iterator[Tile]:
+    found = _first_speedup(content)
+    if found is not None and content.result is not None:
+        setting, interval = found
+        sure = spell_interval(interval.low, interval.high)
+        yield Tile(
+            label=f"speed-up, {spell_setting(setting, content)}",
+            value=spell_ratio(interval.estimate),
+            detail=f"{sure} at {interval.confidence:.0%}" if interval.low is not None else "no interval",
+        )
+        row = next(row for row in content.rows_at(setting) if row.variant == content.subject)
+        yield Tile(
+            label="latency, median",
+            value=spell_latency(row.latency_ns.p50),
+            detail=f"{_baseline(content)}: {_baseline_latency(content, setting)}",
+        )
+    fraction = content.flops_fraction_of(content.subject)
+    if fraction is not None:
+        parameters = spell_percent(content.parameters_fraction_of(content.subject))
+        yield Tile(label="FLOPs kept", value=spell_percent(fraction), detail=f"parameters kept: {parameters}")
+    accuracy, dense = content.accuracy_of(content.subject), _baseline_accuracy(content)
+    if accuracy is not None:
+        detail = "" if dense is None else f"{spell_points(accuracy - dense)} against {_baseline(content)}"
+        yield Tile(label="accuracy", value=spell_percent(accuracy), detail=detail)
+
+
+def _first_speedup(content: ReportContent) -> tuple[Setting, Interval] | None:
+    for setting in content.settings:
+        for row in content.rows_at(setting):
+            interval = row.speedup_against(_baseline(content))
+            if row.variant == content.subject and interval is not None:
+                return setting, interval
+    return None
+
+
+def _baseline(content: ReportContent) -> str:
+    return DENSE if content.result is None else content.result.baseline
+
+
+def _baseline_accuracy(content: ReportContent) -> float | None:
+    return content.accuracy_of(_baseline(content))
+
+
+def _baseline_latency(content: ReportContent, setting: Setting) -> str:
+    rows = [row for row in content.rows_at(setting) if row.variant == _baseline(content)]
+    return spell_latency(rows[0].latency_ns.p50 if rows else None)

@@ -1,0 +1,187 @@
+"""A run and a measurement to report on: figures made up, passed through the real statistics."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prune2deploy.bench.result import BenchResult
+from prune2deploy.bench.samples import Block, BuildSamples, Cell
+from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
+from prune2deploy.bench.summary import summarise
+from prune2deploy.run import OnnxRecord, RunFolder, RunManifest, VariantRecord
+
+LATENCIES_NS = {"dense": 1_500_000, "pruned": 520_000, "reduced": 490_000}
+FRACTIONS = {"dense": 1.0, "pruned": 0.327, "reduced": 0.331}
+ACCURACIES = {"dense": 0.991, "pruned": 0.986, "reduced": 0.981}
+
+MakeResult = Callable[..., BenchResult]
+MakeManifest = Callable[..., RunManifest]
+
+
+def builds_of(
+    latencies_ns: dict[str, int], *, batches: tuple[int, ...], builds: int, control_ratio: float, accurate: bool
+) -> list[BuildSamples]:
+    """Simulated builds: log-normal runs around a latency that varies from build to build."""
+    generator = np.random.default_rng(11)
+    baseline = next(iter(latencies_ns))
+    slots = [*((variant, 0) for variant in latencies_ns), (baseline, 1)]
+    made = []
+    for build in range(builds):
+        cells = []
+        for batch in batches:
+            blocks = []
+            for position, (variant, copy) in enumerate(slots):
+                centre = latencies_ns[variant] * batch**0.8 * np.exp(generator.normal(0, 0.008))
+                centre *= control_ratio if copy else 1
+                runs = centre * np.exp(np.abs(generator.normal(0, 0.05, 200)))
+                samples = tuple(int(value) for value in runs)
+                blocks.append(Block(variant=variant, copy=copy, round=0, position=position, samples_ns=samples))
+            cells.append(Cell(precision="fp32", batch=batch, blocks=tuple(blocks), warmup=(), signals=({}, {})))
+        made.append(
+            BuildSamples(
+                build=build,
+                cpus=(1,),
+                cells=tuple(cells),
+                engines=tuple(
+                    {"variant": variant, "precision": "fp32", "copy": copy, "parity_max_error": 1.3e-6}
+                    for variant, copy in slots
+                ),
+                accuracies={f"{name}/fp32": ACCURACIES.get(name, 0.97) for name in latencies_ns} if accurate else {},
+                seconds=7.5,
+                minimum_seconds=2.5,
+            )
+        )
+    return made
+
+
+@pytest.fixture
+def make_result() -> MakeResult:
+    def make(
+        *,
+        latencies_ns: dict[str, int] | None = None,
+        batches: tuple[int, ...] = (1, 32),
+        builds: int = 5,
+        claim: float | None = None,
+        control_ratio: float = 1.0,
+        accurate: bool = True,
+    ) -> BenchResult:
+        latencies_ns = latencies_ns or LATENCIES_NS
+        request = BenchRequest(
+            subjects=tuple(
+                Subject(
+                    variant=variant,
+                    precision="fp32",
+                    onnx_path=Path(f"onnx/{variant}-fp32.onnx"),
+                    sha256="ab" * 32,
+                    flops_fraction=FRACTIONS.get(variant),
+                    parameters_fraction=FRACTIONS.get(variant),
+                )
+                for variant in latencies_ns
+            ),
+            engine="ort-cpu",
+            batches=batches,
+            claim=claim,
+            options=BenchOptions(builds=builds),
+        )
+        environment = {
+            "machine_class": "Test CPU, 2 CPUs",
+            "cpu": "Test CPU",
+            "gpu": None,
+            "threads": 1,
+            "versions": {"numpy": "2.4"},
+        }
+        samples = builds_of(
+            latencies_ns, batches=batches, builds=builds, control_ratio=control_ratio, accurate=accurate
+        )
+        return summarise(request, samples, environment=environment)
+
+    return make
+
+
+@pytest.fixture
+def make_manifest() -> MakeManifest:
+    def make(*, layers: int = 7, data: str | None = "digits", names: tuple[str, ...] = tuple(FRACTIONS)) -> RunManifest:
+        widths = [64, 64, 128, 128, 256, 256, 256]
+        variants = {}
+        for name in names:
+            last = ACCURACIES.get(name, 0.97)
+            history = [
+                {
+                    "epoch": epoch,
+                    "loss": 2.0 / (epoch + 1),
+                    "accuracy": last - 0.4 / (epoch + 1) ** 2 if data else None,
+                    "learning_rate": 0.1,
+                    "seconds": 1.25,
+                }
+                for epoch in range(1, 13)
+            ]
+            accuracies = {"final": last} if data else {}
+            if data and name == "pruned":
+                accuracies = {
+                    "before_pruning": 0.991,
+                    "after_pruning": 0.42,
+                    "after_recalibration": 0.91,
+                    "final": last,
+                }
+            variants[name] = VariantRecord(
+                name=name,
+                bundle=name,
+                flops=int(41_100_000 * FRACTIONS.get(name, 0.5)),
+                parameters=int(2_780_000 * FRACTIONS.get(name, 0.5)),
+                accuracies=accuracies,
+                onnx={
+                    "fp32": OnnxRecord(
+                        file=f"onnx/{name}-fp32.onnx", sha256="ab" * 32, bytes_total=3_600_000, parity_max_error=1.2e-6
+                    )
+                },
+                training={"recipe": {"optimizer": "sgd"}, "history": history} if data else {},
+            )
+        return RunManifest(
+            command=("p2d", "demo"),
+            created="2026-01-31T14:25:30+00:00",
+            versions={"prune2deploy": "0.1.0", "torch": "2.15.0"},
+            model="small-wide",
+            input_shape=(1, 8, 8),
+            data=data,
+            seed=0,
+            options={"flops": 0.33, "align": "auto"},
+            pruning={
+                "method": "taylor",
+                "criterion": "taylor",
+                "targets": {"flops": 0.33},
+                "achieved": {"flops": 0.327, "parameters": 0.31},
+                "alignment": 16,
+                "layers": [
+                    {
+                        "name": f"layer{index + 1}.0.conv1",
+                        "dense": widths[index % 7],
+                        "pruned": max(16, widths[index % 7] * (3 + index % 3) // 8 // 16 * 16),
+                        "reduced": widths[index % 7] * 9 // 16,
+                        "flops_dense": 9_000_000 // (index + 1),
+                        "flops_pruned": 3_000_000 // (index + 1),
+                    }
+                    for index in range(layers)
+                ],
+                "frozen": [
+                    {
+                        "reason": "an output",
+                        "operator": "aten.linear",
+                        "place": "fc, model.py:88",
+                        "flops_fraction": 0.01,
+                    }
+                ],
+                "inexact": [],
+            },
+            variants=variants,
+            notes=("the target was met at 0.327 of the FLOPs",),
+            finished=True,
+        )
+
+    return make
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, make_manifest: MakeManifest) -> RunFolder:
+    return RunFolder.create(make_manifest(), name="test", out=tmp_path / "run")
