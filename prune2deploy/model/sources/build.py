@@ -50,7 +50,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
     elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield
     else:
