@@ -67,10 +67,10 @@ def _fill(
         rows = generator.integers(0, len(real_inputs), size=shape[0])
         return np.ascontiguousarray(real_inputs[rows], dtype=dtype)
     if dtype.kind in "iu":
-        return generator.integers(1, 8, size=shape).astype(dtype)
+        return generator.integers(1, 8, size=shape, dtype=dtype.type)
     if dtype.kind == "b":
         return generator.integers(0, 2, size=shape).astype(dtype)
-    return generator.standard_normal(shape).astype(dtype)
+    return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
 
 
 def _spell(shape: tuple[int | None, ...]) -> str:

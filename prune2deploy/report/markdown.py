@@ -7,7 +7,7 @@ from prune2deploy.report.content import ReportContent
 from prune2deploy.report.tables import Table, report_tables
 from prune2deploy.report.verdict import summary_of
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|~])")
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~])")
 _FOLDED = ("widths", "history-", "environment", "provenance", "files")
 
 
@@ -16,7 +16,7 @@ def markdown_report(content: ReportContent) -> str:
     summary = summary_of(content)
     lines = [f"# {escape(content.manifest.model)}", ""]
     if summary.verdict is not None:
-        lines += [f"**{summary.verdict.value}**: {escape(summary.headline)}", ""]
+        lines += [f"{escape(summary.headline)}: **{escape(summary.badge)}**", ""]
     else:
         lines += [escape(summary.headline), ""]
     lines += [f"- {escape(sentence)}" for sentence in summary.sentences]

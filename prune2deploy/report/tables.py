@@ -95,7 +95,10 @@ def speed_table(result: BenchResult) -> Table:
         columns=tuple(columns),
         rows=rows,
         numeric=frozenset(range(3 if show_setting else 1, len(columns))),
-        note="'Against' columns are speed-ups with their intervals. Yield is the speed-up times the FLOPs kept: 1 means that every FLOP removed was paid out as time.",
+        note=(
+            "‘Against’ columns are speed-ups with their intervals. Yield is the speed-up times the FLOPs kept: "
+            "1 means that every FLOP removed was paid out as time."
+        ),
     )
 
 

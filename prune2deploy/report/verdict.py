@@ -36,9 +36,13 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """``verdict`` is the gravest of the claims, None without any; ``headline`` one sentence; ``sentences`` the rest."""
+    """``verdict`` is the gravest of the claims, None without any, and ``badge`` says what it is about.
+
+    ``headline`` is one sentence, ``sentences`` the rest.
+    """
 
     verdict: Verdict | None
+    badge: str
     headline: str
     sentences: tuple[str, ...]
     tiles: tuple[Tile, ...]
@@ -50,6 +54,7 @@ def summary_of(content: ReportContent) -> Summary:
     verdict = next((severe for severe in _SEVERITY if severe in {claim.verdict for claim in claims}), None)
     return Summary(
         verdict=verdict,
+        badge=_badge(verdict, claims),
         headline=_headline(content),
         sentences=tuple(_sentences(content, claims)),
         tiles=tuple(_tiles(content)),
@@ -69,6 +74,14 @@ def claim_in_words(claim: JudgedClaim, content: ReportContent) -> str:
         f"At {setting}, {claim.variant} reaches {measured} the speed of {claim.against}; {promised} is "
         f"{claim.verdict.value}: {_reason(claim)}."
     )
+
+
+def _badge(verdict: Verdict | None, claims: tuple[JudgedClaim, ...]) -> str:
+    if verdict is None:
+        return ""
+    figures = {spell_ratio(claim.claim) for claim in claims if claim.verdict is verdict}
+    what = f"{figures.pop()} {'claimed' if claims[0].asked else 'implied by FLOPs'}" if len(figures) == 1 else "claims"
+    return f"{what}: {verdict.value}"
 
 
 def _reason(claim: JudgedClaim) -> str:
