@@ -103,7 +103,8 @@ def build_model(spec: ModelSpec, *, seed: int | None = None) -> "nn.Module":
     """Build a randomly initialised model, in training mode as torch makes every module.
 
     With a ``seed`` the weights are the same each time and the caller's random state is left as it was; without
-    one they are drawn from that state. ``with torch.device("meta")`` around the call builds shapes only.
+    one they are drawn from that state. Under ``torch.device("meta")`` most architectures build as shapes alone, but
+    not those whose constructor computes with tensors (torchvision's RegNets); ``checkpoint.skeleton`` builds all.
 
     Raises:
         ModelError: the name is unknown (the message gives the nearest ones), the package is not installed, an
