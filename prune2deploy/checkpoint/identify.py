@@ -118,11 +118,12 @@ def nearest_architecture(shapes: Shapes) -> Nearest | None:
     candidates = sorted((candidate for source in _LIBRARIES for candidate in _known(source).items()), key=unlikeness)
     found = []
     for spec, signature in candidates[: 4 * _NEAREST_BUILT]:
+        fitted = _with_counts(spec, signature, shapes) or spec
         try:
-            expected = skeleton_shapes(_with_counts(spec, signature, shapes) or spec)
+            expected = skeleton_shapes(fitted)
         except ModelError:
             continue
-        found.append(Nearest(spec=spec, differences=compare(expected=expected, found=shapes)))
+        found.append(Nearest(spec=fitted, differences=compare(expected=expected, found=shapes)))
     found.sort(key=lambda item: item.differences.count)
     if not found or len(found[0].differences.missing) > 2 * len(shapes) / 3:
         return None

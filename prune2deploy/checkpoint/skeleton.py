@@ -21,11 +21,11 @@ def build_skeleton(spec: ModelSpec) -> nn.Module:
     """
     try:
         with _EmptyOnMeta():
-            return build_model(spec)
+            return build_model(spec, seed=0)
     except ModelError:
         # A constructor that computes with its uninitialised weights mixes the two devices; all on meta may still do.
         with torch.device("meta"):
-            return build_model(spec)
+            return build_model(spec, seed=0)
 
 
 class _EmptyOnMeta(TorchFunctionMode):
