@@ -59,7 +59,7 @@ def frozen_table(frozen: Sequence[FrozenRow]) -> TextTable:
     """What cannot be cut, and why."""
     return TextTable(
         columns=("frozen because", "operator", "where", "dimensions"),
-        rows=tuple((row.reason, row.operator, row.place, str(row.axes_total)) for row in frozen),
+        rows=tuple((row.reason, row.operator, row.place or _NOTHING, str(row.axes_total)) for row in frozen),
         numeric=frozenset({3}),
     )
 
@@ -125,6 +125,12 @@ def count(value: int) -> str:
         if value >= factor:
             return f"{value / factor:.2f}{prefix}"
     return str(value)
+
+
+def flop_count(value: int) -> str:
+    """FLOPs with the unit prefix of their number: 4.09 GFLOPs, 640 FLOPs."""
+    text = count(value)
+    return f"{text}FLOPs" if text[-1].isalpha() else f"{text} FLOPs"
 
 
 def size(bytes_total: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from prune2deploy.cli.progress import LineProgress
-from prune2deploy.cli.tables import TextTable, count, plain_lines, rich_table, size
+from prune2deploy.cli.tables import TextTable, count, flop_count, plain_lines, rich_table, size
 from prune2deploy.pipeline import outcomes
 
 pytestmark = pytest.mark.filterwarnings("ignore:a library warns")
@@ -155,6 +155,7 @@ def test_inspection_names_what_is_frozen_and_why(stage, run_p2d):
     stage("inspect", busy(INSPECTION))
     out = run_p2d("inspect", "resnet20").stdout
     assert "resnet20, input 3x32x32" in out
+    assert "81.00 MFLOPs, 270.00 k parameters, 1 widths" in out
     assert "also fits: torchvision:resnet20" in out
     assert "it is the output" in out
     assert "residual stream" in out
@@ -168,6 +169,7 @@ def test_counts_and_sizes_carry_their_unit():
         "25.56 M",
         "8.18 G",
     ]
+    assert [flop_count(value) for value in (640, 4_089_284_608)] == ["640 FLOPs", "4.09 GFLOPs"]
     assert [size(value) for value in (12, 2048, 5 << 20, 3 << 30)] == ["12 B", "2.0 KiB", "5.0 MiB", "3.0 GiB"]
 
 

@@ -6,7 +6,7 @@ import typer
 
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
-from prune2deploy.cli.tables import count, frozen_table, groups_table, variants_table
+from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_table, variants_table
 from prune2deploy.pipeline.choices import SCOPES, known
 from prune2deploy.pipeline.outcomes import InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
@@ -47,7 +47,7 @@ def _show(outcome: InspectOutcome) -> None:
     print_line(f"{outcome.model}, input {shape}")
     if outcome.alternatives:
         print_line(f"also fits: {', '.join(outcome.alternatives)}")
-    print_line(f"{count(outcome.flops)}FLOPs, {count(outcome.parameters)} parameters, {len(outcome.groups)} widths")
+    print_line(f"{flop_count(outcome.flops)}, {count(outcome.parameters)} parameters, {len(outcome.groups)} widths")
     print_table(groups_table(outcome.groups))
     if outcome.frozen:
         print_table(frozen_table(outcome.frozen))

@@ -7,7 +7,7 @@ import typer
 
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_line, print_notes, working
-from prune2deploy.cli.tables import count, percent
+from prune2deploy.cli.tables import count, flop_count, percent
 from prune2deploy.pipeline.choices import TRAINING_METHODS, known
 from prune2deploy.pipeline.requests import TrainRequest
 
@@ -68,9 +68,10 @@ def train(
         from prune2deploy.pipeline.train import run_train
 
         outcome = run_train(request, progress)
+    epochs = "1 epoch" if outcome.epochs == 1 else f"{outcome.epochs} epochs"
     print_line(
-        f"{outcome.model} on {outcome.data}: accuracy {percent(outcome.accuracy)} after {outcome.epochs} epochs, "
-        f"{count(outcome.flops)}FLOPs, {count(outcome.parameters)} parameters"
+        f"{outcome.model} on {outcome.data}: accuracy {percent(outcome.accuracy)} after {epochs}, "
+        f"{flop_count(outcome.flops)}, {count(outcome.parameters)} parameters"
     )
     print_notes(outcome.notes)
     print_line(f"trained model: {outcome.bundle}")
