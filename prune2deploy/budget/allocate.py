@@ -49,18 +49,18 @@ def allocate(
 ) -> Allocation:
     """The largest plan within ``budget`` that removes what scores least.
 
-    ``scores`` has shape (channel_count,), higher is more important. With ranking ``global`` the steps with the smallest
-    mean score go first, wherever they are; with ``per-layer`` every group keeps the same fraction. With
-    ``relax_alignment`` the granule is halved until the target can be reached.
+    ``scores`` has shape (channel_count,), higher is more important; an infinite one leaves last. With ranking
+    ``global`` the steps with the smallest mean score go first, wherever they are; with ``per-layer`` every group
+    keeps the same fraction. With ``relax_alignment`` the granule is halved until the target can be reached.
 
     Raises:
-        InputError: a score is not finite, or the ranking is unknown.
+        InputError: a score is NaN, or the ranking is unknown.
         TargetError: no plan reaches the target; the message says what can be reached.
     """
     if ranking not in RANKINGS:
         raise InputError(f"unknown ranking {ranking!r}", where="--ranking", hint=f"choose from {', '.join(RANKINGS)}")
-    if not np.isfinite(scores).all():
-        raise InputError("the scores are not finite", hint="check the checkpoint for NaN, or lower the learning rate")
+    if np.isnan(scores).any():
+        raise InputError("a score is not a number", hint="check the checkpoint for NaN, or lower the learning rate")
     notes: list[str] = []
     ladder = _Ladder.of(graph, scores, granule)
     while not ladder.reaches(budget):
@@ -83,7 +83,7 @@ def allocate(
 
 
 def allocate_uniform(graph: ChannelGraph, flops: int, *, granule: int) -> Allocation:
-    """The plan of a plainly narrower network: every group keeps the same fraction, FLOPs as near as can be to ``flops``.
+    """The plan of a plainly narrower network: all groups keep the same fraction, with FLOPs nearest to ``flops``.
 
     It keeps the first channels of each group, since its weights are drawn anew. 2% is the aim; where alignment
     allows no closer, the difference is in the notes.

@@ -1,9 +1,7 @@
 """Top-1 accuracy of an engine: what a user of the deployed file would see."""
 
-import numpy as np
-
 from prune2deploy.engines.engine import BuiltEngine
-from prune2deploy.engines.parity import run_once
+from prune2deploy.engines.parity import filled_batch, run_once
 from prune2deploy.errors import InputError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.progress import SILENT, Progress
@@ -15,7 +13,7 @@ def engine_accuracy(
     """Share of the evaluation set's labels that the engine's largest output names, in [0, 1]; None without labels.
 
     All labelled inputs are run in batches of ``batch``. The last one is filled up with repeated inputs, whose
-    outputs are dropped, because an engine may have been built for that size alone.
+    outputs are not counted, because an engine may have been built for that size alone.
 
     Raises:
         InputError: the outputs are not (N, classes).
@@ -27,9 +25,7 @@ def engine_accuracy(
     with progress.task("Accuracy through the engine", total=len(labels)) as task:
         for first in range(0, len(labels), batch):
             wanted = labels[first : first + batch]
-            # np.resize repeats from the start until the batch is full.
-            filled = np.resize(np.arange(first, first + len(wanted)), batch)
-            outputs = run_once(built, evaluation.inputs[filled])
+            outputs = run_once(built, filled_batch(evaluation.inputs, first, len(wanted), batch))
             if outputs.ndim != 2:
                 raise InputError(f"outputs of shape {outputs.shape} are not class scores (N, classes)")
             right += int((outputs[: len(wanted)].argmax(axis=1) == wanted).sum())

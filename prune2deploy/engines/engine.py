@@ -102,8 +102,17 @@ class BuiltEngine(Protocol):
 class Engine(Protocol):
     """One way to run ONNX files."""
 
-    name: str
-    precisions: frozenset[str]
+    @property
+    def name(self) -> str:
+        """What ``--engine`` calls it."""
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """Precisions of ONNX files that it takes."""
+
+    @property
+    def stores_engines(self) -> bool:
+        """Whether a built engine can be kept in a file."""
 
     def availability(self) -> Availability:
         """Whether it can be used here. Never raises; imports its package only when asked."""

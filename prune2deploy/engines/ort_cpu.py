@@ -43,6 +43,7 @@ class OrtCpuEngine:
 
     name = "ort-cpu"
     precisions = frozenset({"fp32"})
+    stores_engines = False
 
     def availability(self) -> Availability:
         """Whether onnxruntime is installed and can be imported."""

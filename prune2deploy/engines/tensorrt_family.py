@@ -21,6 +21,7 @@ class TensorRTEngine:
 
     name: str = "trt"
     precisions: frozenset[str] = frozenset({"fp32", "tf32", "fp16", "bf16"})
+    stores_engines: bool = True
     module: ClassVar[str] = "tensorrt"
     builds_without_device: ClassVar[bool] = False
     hint: ClassVar[str] = "pip install 'prune2deploy[trt]' (its libraries come from NVIDIA's package index)"

@@ -1,0 +1,185 @@
+"""From a model and a target to a proven cut: trace, score, allocate, slice, prove."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prune2deploy.budget.allocate import Allocation, Scores, allocate, allocate_uniform
+from prune2deploy.budget.from_mask import plan_from_mask
+from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.budget.target import Budget
+from prune2deploy.errors import TargetError
+from prune2deploy.graph.channels import ChannelGraph, ChannelMask
+from prune2deploy.graph.trace import Trace, trace
+from prune2deploy.importance.criteria import criterion_named, score_channels
+from prune2deploy.importance.criterion import Batches
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.surgery.apply import pruned_copy
+from prune2deploy.surgery.trial import freeze_what_breaks, without_groups
+from prune2deploy.surgery.verify import Proof, prove
+
+INSIDE_BLOCKS = "inside-blocks"
+_OUT_OF_SCOPE = "lies on a residual stream, and the scope is inside-blocks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A pruned model with its plan, what the plan meets and what was proven of it."""
+
+    model: nn.Module
+    plan: PrunePlan
+    allocation: Allocation
+    proof: Proof
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutChoices:
+    """How to choose what leaves. ``granule`` None takes 16 and gives way where the target cannot be reached with it."""
+
+    budget: Budget
+    method: str
+    ranking: str = "global"
+    granule: int | None = None
+    default_granule: int = 16
+    seed: int = 0
+
+
+def find_channels(model: nn.Module, inputs: Sequence[Any], *, progress: Progress = SILENT) -> Trace:
+    """The channels of ``model`` that can leave without breaking its code. ``inputs`` have a batch of 1.
+
+    Raises:
+        ModelError: the model cannot be exported.
+    """
+    with progress.task("tracing the model", total=2) as task:
+        traced = trace(model, inputs)
+        task.advance()
+        task.describe("cutting on trial")
+        checked = freeze_what_breaks(traced, model, inputs)
+        task.advance()
+    return checked
+
+
+def within_scope(traced: Trace, scope: str) -> Trace:
+    """The trace in which only channels inside ``scope`` can leave."""
+    if scope != INSIDE_BLOCKS:
+        return traced
+    return without_groups(traced, {group.index: _OUT_OF_SCOPE for group in traced.graph.groups if group.stream})
+
+
+def cut_to_budget(
+    model: nn.Module,
+    traced: Trace,
+    inputs: Sequence[Any],
+    choices: CutChoices,
+    *,
+    batches: Batches | None = None,
+    progress: Progress = SILENT,
+) -> Cut:
+    """Remove what matters least until the budget holds, and prove the cut. ``model`` stays whole.
+
+    Raises:
+        TargetError: no plan reaches the budget, or nothing would be pruned.
+        ProofError: the cut is not exact.
+        InputError: the criterion cannot be used with what is given.
+    """
+    if not traced.graph.groups:
+        raise TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
+    scores = _scores(model, traced.graph, choices, batches, progress)
+    allocation = allocate(
+        traced.graph,
+        scores,
+        choices.budget,
+        granule=choices.granule or choices.default_granule,
+        ranking=choices.ranking,
+        relax_alignment=choices.granule is None,
+    )
+    provenance = {
+        "method": choices.method,
+        "ranking": choices.ranking,
+        "targets": dict(choices.budget.fractions),
+        "alignment": allocation.granule,
+        "seed": choices.seed,
+    }
+    with progress.task("cutting and proving"):
+        return _proven(model, traced, inputs, allocation, provenance, what="pruned")
+
+
+def cut_uniformly(model: nn.Module, traced: Trace, inputs: Sequence[Any], *, flops: int, granule: int) -> Cut:
+    """The plainly narrower network with about ``flops`` FLOPs; its weights are a slice, to be drawn anew.
+
+    Raises:
+        ProofError: the cut is not exact.
+    """
+    allocation = allocate_uniform(traced.graph, flops, granule=granule)
+    provenance = {"method": "uniform", "alignment": allocation.granule}
+    return _proven(model, traced, inputs, allocation, provenance, what="reduced")
+
+
+def example_inputs(input_shape: Sequence[int], *, seed: int = 0) -> tuple[Tensor]:
+    """A random image of ``input_shape`` (C, H, W) as a batch of 1, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(1, *input_shape, generator=generator),)
+
+
+def layer_widths(graph: ChannelGraph, masks: dict[str, ChannelMask]) -> list[dict[str, Any]]:
+    """Width and FLOPs of each group's layer, dense and under each mask, for the report."""
+    everything = graph.everything()
+    dense_widths, dense_flops = graph.kept_widths(everything), graph.cost.flops_by_layer(everything)
+    widths = {name: graph.kept_widths(mask) for name, mask in masks.items()}
+    flops = {name: graph.cost.flops_by_layer(mask) for name, mask in masks.items()}
+    rows = []
+    for group in graph.groups:
+        row: dict[str, Any] = {
+            "name": group.name,
+            "dense": dense_widths[group.index],
+            "flops_dense": dense_flops.get(group.name, 0),
+        }
+        for name in masks:
+            row[name] = widths[name][group.index]
+            row[f"flops_{name}"] = flops[name].get(group.name, 0)
+        rows.append(row)
+    return rows
+
+
+def frozen_rows(graph: ChannelGraph) -> list[dict[str, Any]]:
+    """What cannot leave and why, with the share of the dense FLOPs that the frozen layers hold, for the report."""
+    flops = graph.cost.flops_by_layer(graph.everything())
+    rows = []
+    for freeze in graph.frozen:
+        layers = {tensor.rpartition(".")[0] for tensor, _ in freeze.axes}
+        held = sum(flops.get(layer, 0) for layer in layers)
+        rows.append(
+            {
+                "reason": freeze.reason,
+                "operator": freeze.operator,
+                "place": freeze.place,
+                "layers": sorted(layers),
+                "flops_fraction": held / max(graph.cost.dense_flops, 1),
+            }
+        )
+    return rows
+
+
+def _scores(
+    model: nn.Module, graph: ChannelGraph, choices: CutChoices, batches: Batches | None, progress: Progress
+) -> Scores:
+    criterion = criterion_named(choices.method)
+    return score_channels(graph, model, batches, criterion=criterion, seed=choices.seed, progress=progress)
+
+
+def _proven(
+    model: nn.Module,
+    traced: Trace,
+    inputs: Sequence[Any],
+    allocation: Allocation,
+    provenance: dict[str, Any],
+    *,
+    what: str,
+) -> Cut:
+    plan = plan_from_mask(traced.graph, allocation.kept, provenance)
+    pruned = pruned_copy(model, plan)
+    proof = prove(traced, model, pruned, allocation.kept, inputs, what=what)
+    return Cut(model=pruned, plan=plan, allocation=allocation, proof=proof)

@@ -1,0 +1,144 @@
+"""``p2d export``: every variant of a run to ONNX, each behind the parity gate."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from prune2deploy import __version__
+from prune2deploy.checkpoint.bundle import LoadedBundle, load_bundle
+from prune2deploy.data.load import load_data
+from prune2deploy.data.splits import Normalization
+from prune2deploy.engines.engine import BuildOptions
+from prune2deploy.engines.parity import check_parity
+from prune2deploy.engines.registry import engine_named
+from prune2deploy.errors import InputError
+from prune2deploy.evaluation import EvaluationSet
+from prune2deploy.export.evaluation_set import make_evaluation_set
+from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.onnx_from_model import export_onnx
+from prune2deploy.pipeline.outcomes import ExportedFile, ExportOutcome
+from prune2deploy.pipeline.requests import ExportRequest
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.run import OnnxRecord, RunFolder
+
+GATE_ENGINE = "ort-cpu"
+
+
+def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOutcome:
+    """Export all variants of a run, and write ``evaluation.npz`` beside them.
+
+    Raises:
+        ModelError: a model cannot be exported; the operator or line is named.
+        ParityError: a file does not compute what its model computes; it was not written.
+        StorageError: a file cannot be written.
+    """
+    run = RunFolder.open(request.run)
+    names = list(run.manifest.variants)
+    if not names:
+        raise InputError("the run holds no variant yet", where=str(run.path), hint="finish it with --resume")
+    bundles = {name: load_bundle(run.bundle_path(name)) for name in names}
+    first = bundles[names[0]].manifest
+    passes = GraphPasses(
+        normalize=first.normalization if _asked_normalization(request, first.normalization, run.path) else None,
+        softmax=request.softmax,
+    )
+    evaluation = _evaluation_set(run, bundles, passes, progress)
+    files = []
+    for precision in request.precisions:
+        for name, bundle in bundles.items():
+            files.append(_export_one(run, name, precision, bundle, passes, evaluation, progress))
+    evaluation.save(run.evaluation_path)
+    return ExportOutcome(run=run.path, files=tuple(files))
+
+
+def _export_one(
+    run: RunFolder,
+    name: str,
+    precision: str,
+    bundle: LoadedBundle,
+    passes: GraphPasses,
+    evaluation: EvaluationSet,
+    progress: Progress,
+) -> ExportedFile:
+    def gate(path: Path) -> float:
+        built = engine_named(GATE_ENGINE).build(path, BuildOptions(precision=precision))
+        try:
+            return check_parity(built, evaluation, name, precision=precision)
+        finally:
+            built.close()
+
+    exported = export_onnx(
+        bundle.model,
+        run.onnx_path(name, precision),
+        input_shape=bundle.manifest.input_shape,
+        passes=passes,
+        metadata=_metadata(name, precision, bundle),
+        gate=gate,
+        progress=progress,
+    )
+    if exported.unfolded_batch_norms:
+        progress.note(f"{name}: {len(exported.unfolded_batch_norms)} batch norms could not be folded into convolutions")
+    error = exported.parity_max_error or 0.0
+    record = OnnxRecord(
+        file=str(exported.path.relative_to(run.path)),
+        sha256=exported.sha256,
+        bytes_total=exported.bytes_total,
+        parity_max_error=error,
+    )
+    variant = run.manifest.variants[name]
+    run.save_variant(replace(variant, onnx={**variant.onnx, precision: record}))
+    return ExportedFile(
+        variant=name,
+        precision=precision,
+        file=exported.path,
+        bytes_total=exported.bytes_total,
+        parity_max_error=error,
+    )
+
+
+def _metadata(name: str, precision: str, bundle: LoadedBundle) -> Mapping[str, str]:
+    plan = bundle.manifest.plan
+    return {
+        "p2d_version": __version__,
+        "variant": name,
+        "precision": precision,
+        "model": bundle.manifest.model,
+        "weights_sha256": bundle.manifest.weights_sha256,
+        "plan_fingerprint": plan.fingerprint if plan is not None else "",
+        "class_names": ",".join(bundle.manifest.class_names),
+    }
+
+
+def _evaluation_set(
+    run: RunFolder, bundles: Mapping[str, LoadedBundle], passes: GraphPasses, progress: Progress
+) -> EvaluationSet:
+    manifest = run.manifest
+    dataset = None
+    if manifest.data is not None:
+        first = next(iter(bundles.values())).manifest
+        channels, height, width = manifest.input_shape
+        constants = first.normalization
+        dataset = load_data(
+            manifest.data,
+            input_shape=(channels, height, width),
+            normalization=None if constants is None else Normalization(mean=constants[0], std=constants[1]),
+            progress=progress,
+        ).evaluation
+    return make_evaluation_set(
+        {name: bundle.model for name, bundle in bundles.items()},
+        dataset,
+        input_shape=manifest.input_shape,
+        seed=manifest.seed,
+        passes=passes,
+        progress=progress,
+    )
+
+
+def _asked_normalization(request: ExportRequest, known: object, run: Path) -> bool:
+    if request.normalize and known is None:
+        raise InputError(
+            "the run does not know mean and standard deviation of its images",
+            where=f"--normalize, {run}",
+            hint="prune with --data, or export without --normalize",
+        )
+    return request.normalize

@@ -1,0 +1,78 @@
+"""``p2d inspect``: what a model is, what can leave it, and what cannot and why."""
+
+from pathlib import Path
+
+from prune2deploy.budget.from_mask import mask_from_plan
+from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.errors import InputError
+from prune2deploy.graph.channels import ChannelGraph
+from prune2deploy.pipeline.cutting import example_inputs, find_channels, within_scope
+from prune2deploy.pipeline.outcomes import FrozenRow, GroupRow, InspectOutcome
+from prune2deploy.pipeline.requests import InspectRequest
+from prune2deploy.pipeline.subject import Subject, fresh_subject, open_subject
+from prune2deploy.pipeline.variants import variant_rows
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.run import MANIFEST, RunFolder
+
+
+def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectOutcome:
+    """Trace a checkpoint, a model spec or a run, and tell its groups, widths and costs.
+
+    Raises:
+        InputError, CheckpointError, ModelError: the subject cannot be read or traced.
+    """
+    run = _run(request)
+    subject = _subject(request, progress)
+    traced = find_channels(subject.model, example_inputs(subject.input_shape), progress=progress)
+    graph = within_scope(traced, request.scope).graph
+    widths = _pruned_widths(run, graph)
+    return InspectOutcome(
+        model=str(subject.spec),
+        input_shape=subject.input_shape,
+        flops=graph.cost.dense_flops,
+        parameters=graph.cost.dense_parameters,
+        groups=tuple(
+            GroupRow(
+                name=group.name,
+                width=group.width,
+                channels=len(group.channels),
+                exact=group.exact,
+                stream=group.stream,
+                pruned_width=None if widths is None else widths[group.index],
+            )
+            for group in graph.groups
+        ),
+        frozen=tuple(
+            FrozenRow(reason=one.reason, operator=one.operator, place=one.place, axes_total=len(one.axes))
+            for one in graph.frozen
+        ),
+        variants=variant_rows(run.manifest) if run is not None else (),
+        notes=subject.notes,
+    )
+
+
+def _run(request: InspectRequest) -> RunFolder | None:
+    path = Path(request.subject)
+    return RunFolder.open(path) if (path / MANIFEST).is_file() else None
+
+
+def _subject(request: InspectRequest, progress: Progress) -> Subject:
+    path = Path(request.subject)
+    if path.exists():
+        return open_subject(
+            path,
+            model=request.model,
+            input_shape=request.input_shape,
+            trust_pickle=request.trust_pickle,
+            progress=progress,
+        )
+    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".bin") or "/" in request.subject:
+        raise InputError("does not exist", where=request.subject, hint="name a checkpoint, a model or a run folder")
+    return fresh_subject(request.subject, input_shape=request.input_shape)
+
+
+def _pruned_widths(run: RunFolder | None, graph: ChannelGraph) -> tuple[int, ...] | None:
+    if run is None or not run.manifest.pruning:
+        return None
+    plan = PrunePlan.from_document(run.manifest.pruning["plan"], where=str(run.path))
+    return graph.kept_widths(mask_from_plan(graph, plan))

@@ -1,0 +1,194 @@
+"""``p2d prune``: from a checkpoint to a run with the variants dense, pruned and reduced."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from prune2deploy.budget.alignment import granule_for
+from prune2deploy.budget.from_mask import mask_from_plan
+from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.budget.target import Budget
+from prune2deploy.data.splits import DataSplits
+from prune2deploy.graph.trace import Trace
+from prune2deploy.importance.criteria import criterion_named
+from prune2deploy.pipeline.cutting import (
+    CutChoices,
+    cut_to_budget,
+    example_inputs,
+    find_channels,
+    frozen_rows,
+    layer_widths,
+    within_scope,
+)
+from prune2deploy.pipeline.making import PRUNED, REDUCED, Work, make_dense, make_pruned, make_reduced
+from prune2deploy.pipeline.outcomes import PruneOutcome
+from prune2deploy.pipeline.requests import PruneRequest
+from prune2deploy.pipeline.runs import begin_run, end_run
+from prune2deploy.pipeline.subject import Subject, load_subject_data, open_subject
+from prune2deploy.pipeline.variants import variant_rows
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.run import RunFolder
+
+DEFAULT_METHOD = "taylor"
+DATA_FREE_METHOD = "l2"
+_SCORED_IMAGES = 1024
+_SCORED_BATCH = 64
+
+
+def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcome:
+    """Prune a checkpoint to its targets, fine-tune it, and make the comparison variants.
+
+    The run folder is opened once the cut is proven: until then nothing is written.
+
+    Raises:
+        InputError: a file, a choice or the data cannot be used.
+        TargetError: no plan reaches the targets, or nothing would be pruned.
+        ProofError: a cut is not exact; nothing was saved.
+        StorageError: the run cannot be written; ``resume`` goes on from what is there.
+    """
+    subject = open_subject(
+        request.checkpoint,
+        model=request.model,
+        input_shape=request.input_shape,
+        trust_pickle=request.trust_pickle,
+        progress=progress,
+    )
+    splits = load_subject_data(subject, request.data, progress=progress)
+    method = request.method or (DEFAULT_METHOD if splits is not None else DATA_FREE_METHOD)
+    inputs = example_inputs(subject.input_shape, seed=request.seed)
+    whole = find_channels(subject.model, inputs, progress=progress)
+    options = _options(request, subject, splits, method)
+
+    run = _begin(request, subject, splits, options) if request.resume else None
+    if run is None or not run.manifest.pruning:
+        budget = Budget(flops=request.targets.flops, parameters=request.targets.parameters)
+        choices = CutChoices(
+            budget=budget,
+            method=method,
+            ranking=request.ranking,
+            granule=request.alignment,
+            default_granule=granule_for(request.engine, request.precision),
+            seed=request.seed,
+        )
+        needs_data = criterion_named(method).needs_data
+        batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
+        cut = cut_to_budget(
+            subject.model,
+            within_scope(whole, request.scope),
+            inputs,
+            choices,
+            batches=batches,
+            progress=progress,
+        )
+        run = run or _begin(request, subject, splits, options)
+        _record_cut(run, whole, cut.plan, choices, cut.proof.relative_error)
+        for note in (*subject.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits)):
+            run.note(note)
+    work = Work(
+        request=request, subject=subject, splits=splits, traced=whole, inputs=inputs, run=run, progress=progress
+    )
+    make_dense(work)
+    make_pruned(work)
+    if REDUCED in request.variants:
+        make_reduced(work)
+    end_run(run)
+    return _outcome(run)
+
+
+def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAGES) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random images of the training split, not augmented, in batches, for criteria that need data."""
+    size = len(splits.calibration)  # type: ignore[arg-type]
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images]
+    yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
+
+
+def _begin(request: PruneRequest, subject: Subject, splits: DataSplits | None, options: dict[str, Any]) -> RunFolder:
+    return begin_run(
+        command=request.command,
+        model=subject.spec,
+        input_shape=subject.input_shape,
+        data=splits.name if splits is not None else None,
+        seed=request.seed,
+        options=options,
+        out=request.out,
+        resume=request.resume,
+    )
+
+
+def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None, method: str) -> dict[str, Any]:
+    return {
+        "checkpoint": str(request.checkpoint),
+        "targets": asdict(request.targets),
+        "method": method,
+        "ranking": request.ranking,
+        "scope": request.scope,
+        "alignment": request.alignment or f"auto, {granule_for(request.engine, request.precision)}",
+        "variants": list(request.variants),
+        "training": asdict(request.training),
+        "input_shape": list(subject.input_shape),
+        "data": splits.name if splits is not None else None,
+        "seed": request.seed,
+    }
+
+
+def _record_cut(run: RunFolder, traced: Trace, plan: PrunePlan, choices: CutChoices, error: float) -> None:
+    """Enter the plan and what it does in the manifest: from here on the run can be resumed."""
+    graph = traced.graph
+    kept = mask_from_plan(graph, plan)
+    achieved = {
+        "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
+        "parameters": graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1),
+    }
+    widths = zip(graph.groups, graph.kept_widths(kept), strict=True)
+    inexact = [group.name for group, width in widths if not group.exact and width < group.width]
+    pruning = {
+        "method": choices.method,
+        "criterion": choices.method,
+        "ranking": choices.ranking,
+        "targets": dict(choices.budget.fractions),
+        "achieved": achieved,
+        "alignment": plan.provenance["alignment"],
+        "proof_relative_error": error,
+        "layers": layer_widths(graph, {PRUNED: kept}),
+        "frozen": frozen_rows(graph),
+        "inexact": inexact,
+        "plan": plan.to_document(),
+    }
+    run.save(replace(run.manifest, pruning=pruning))
+
+
+def _notes_of(traced: Trace, plan: PrunePlan, splits: DataSplits | None) -> list[str]:
+    kept = mask_from_plan(traced.graph, plan)
+    widths = zip(traced.graph.groups, traced.graph.kept_widths(kept), strict=True)
+    inexact = sum(not group.exact and width < group.width for group, width in widths)
+    notes = []
+    if inexact:
+        notes.append(
+            f"{inexact} groups were cut inexactly: a norm takes its statistics over their channels, so the pruned "
+            "model is not simply the dense one with those channels at zero"
+        )
+    if splits is None:
+        notes.append(
+            "there is no data, so a data-free criterion was used, nothing was fine-tuned, reduced is untrained and no "
+            "accuracy is known: pass --data"
+        )
+    return notes
+
+
+def _outcome(run: RunFolder) -> PruneOutcome:
+    pruning = run.manifest.pruning
+    return PruneOutcome(
+        run=run.path,
+        model=run.manifest.model,
+        method=pruning["method"],
+        alignment=pruning["alignment"],
+        targets=pruning["targets"],
+        achieved=pruning["achieved"],
+        variants=variant_rows(run.manifest),
+        accuracies=run.manifest.variants[PRUNED].accuracies,
+        notes=run.manifest.notes,
+    )
