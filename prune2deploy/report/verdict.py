@@ -120,7 +120,7 @@ def _capital(sentence: str) -> str:
 
 def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Iterator[str]:
     if content.result is None:
-        yield "Run `p2d bench` to measure the variants; the figures below come from training alone."
+        yield "The variants wait for “p2d bench”; the figures below come from training alone."
     for claim in claims:
         yield claim_in_words(claim, content)
     yield from _against_reduced(content)

@@ -73,13 +73,25 @@ def content(make_manifest: Any, make_result: Any) -> ReportContent:
     return ReportContent(manifest=make_manifest(), result=make_result(claim=2.0))
 
 
+def check_markdown_tables(markdown: str) -> int:
+    """How many tables there are, after checking that all rows of each have as many cells as its rule."""
+    lines = markdown.splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith("| ---")]
+    for rule in rules:
+        row = rule - 1
+        while row < len(lines) and lines[row].startswith("|"):
+            assert re.sub(r"\\.", "", lines[row]).count("|") == lines[rule].count("|")
+            row += 1
+    return len(rules)
+
+
 def test_page_is_well_formed_and_fetches_nothing(content: ReportContent) -> None:
     text = html_report(content)
     page = Page(text)
     assert page.open == []
     assert all(reference.startswith("#") or reference == "data:," for reference in page.references)
     assert not re.search(r"@import|url\((?!#)", text)
-    assert "default-src 'none'" in text
+    assert "default-src &#39;none&#39;" in text
     assert page.handlers == []
     assert [attributes["type"] for attributes, _ in page.scripts] == ["application/json"]
 
@@ -145,10 +157,7 @@ def test_hostile_names_stay_text(make_manifest: Any, make_result: Any) -> None:
     markdown = markdown_report(content)
     assert "<script" not in markdown
     assert not re.search(r"(?<!\\)\[a(?<!\\)\]\(", markdown)
-    columns = {
-        line.count("|") - line.count("\\|") for line in markdown.splitlines() if "alert" in line and line[0] == "|"
-    }
-    assert columns <= {3, 5, 7, 8, 9, 11, 12}
+    check_markdown_tables(markdown)
     assert ElementTree.fromstring(junit_report(content)).find(".//testcase") is not None
 
 
@@ -159,15 +168,7 @@ def test_a_name_with_control_characters_still_gives_valid_xml(make_manifest: Any
 
 
 def test_every_markdown_table_has_as_many_cells_as_headings(content: ReportContent) -> None:
-    lines = markdown_report(content).splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("| ---")]
-    assert len(starts) >= 8
-    for start in starts:
-        width = lines[start].count("|")
-        row = start - 1
-        while row < len(lines) and lines[row].startswith("|"):
-            assert lines[row].replace("\\|", "").count("|") == width
-            row += 1
+    assert check_markdown_tables(markdown_report(content)) >= 8
 
 
 @pytest.mark.parametrize(

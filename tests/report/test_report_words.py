@@ -79,7 +79,7 @@ def test_the_front_holds_exactly_what_nothing_beats(found: list[tuple[float, flo
 @pytest.mark.parametrize(
     ("pruned_ns", "headline"),
     [
-        (500_000, "The pruned model is 2.9"),
+        (500_000, "The pruned model is 3.0"),
         (2_000_000, "The pruned model is slower than the dense model"),
         (1_500_000, "No difference in speed"),
     ],
