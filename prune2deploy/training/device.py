@@ -17,7 +17,7 @@ _TRUE = ("1", "true", "yes", "on", "y", "t")
 
 def preferred_device() -> torch.device:
     """The device that this process computes on: the GPU that Accelerate assigns, or the CPU."""
-    device: torch.device = PartialState(cpu=_forced_to_cpu()).device
+    device: torch.device = PartialState(cpu=_on_cpu()).device
     return device
 
 
@@ -33,17 +33,17 @@ def accelerator_for(mixed_precision: MixedPrecision) -> Accelerator:
     AcceleratorState._reset_state()
     GradientState._reset_state()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=mixed_precision,
-            cpu=_forced_to_cpu(),
+            cpu=_on_cpu(),
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         )
     except ValueError as error:
-        raise EngineError(
-            f"{mixed_precision} is not available on {preferred_device()}",
-            where="--mixed-precision",
-            hint="choose bf16 or no, or train on a GPU that has it",
-        ) from error
+        raise _unavailable(mixed_precision) from error
+    if mixed_precision != "no" and not accelerator.native_amp:
+        # Accelerate would go on in float32 without a word.
+        raise _unavailable(mixed_precision)
+    return accelerator
 
 
 @contextmanager
@@ -58,5 +58,14 @@ def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def _forced_to_cpu() -> bool:
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE
+def _unavailable(mixed_precision: MixedPrecision) -> EngineError:
+    return EngineError(
+        f"{mixed_precision} is not available on {preferred_device()}",
+        where="--mixed-precision",
+        hint="choose bf16 or no, or train on a GPU that has it",
+    )
+
+
+def _on_cpu() -> bool:
+    # Said outright, because Accelerate would otherwise take each of several processes without a GPU for the only one.
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE or not torch.accelerator.is_available()

@@ -62,7 +62,7 @@ def train(
         StorageError: the state cannot be written; the state of the epoch before is intact.
     """
     flags = {module: module.training for module in model.modules()}
-    training = _Training(model, splits, recipe, state_path, policy or NoPruning(), progress)
+    training = _Training(model, splits, recipe, state_path, policy, progress)
     device = training.accelerator.device
     try:
         with own_randomness(device), placed(model, device):
@@ -82,7 +82,7 @@ class _Training:
         splits: DataSplits,
         recipe: TrainingRecipe,
         state_path: Path | None,
-        policy: Policy,
+        policy: Policy | None,
         progress: Progress,
     ) -> None:
         self.accelerator = accelerator_for(recipe.mixed_precision)
@@ -90,7 +90,8 @@ class _Training:
         self.splits = splits
         self.recipe = recipe
         self.state_path = state_path
-        self.policy = policy
+        self.plain = policy is None
+        self.policy = policy if policy is not None else NoPruning()
         self.progress = progress if self.accelerator.is_main_process else SILENT
         self.train_size = dataset_size(splits.train)
         self.history: tuple[EpochRecord, ...] = ()
@@ -247,8 +248,6 @@ class _Training:
 
     def _show(self, images: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, *, epoch: int, step: int) -> None:
         """Let the policy see the gradients, and then clip them."""
-        if isinstance(self.policy, NoPruning) and self.recipe.gradient_clip is None:
-            return
         self.accelerator.unscale_gradients(self.stepper)
         view = StepView(
             model=self.model,
@@ -266,7 +265,7 @@ class _Training:
     def _ask(self, moment: Moment) -> bool:
         """Ask the policy, and cut what it says. Whether there was a plan."""
         plan = self.policy.decide(moment)
-        if self.accelerator.num_processes > 1 and not isinstance(self.policy, NoPruning):
+        if self.accelerator.num_processes > 1 and not self.plain:
             plan = broadcast_object_list([plan])[0]
         if plan is None:
             return False
