@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from prune2deploy.cli.progress import BarProgress, LineProgress
+from prune2deploy.cli.progress import BarProgress, LineProgress, TellingProgress
 from prune2deploy.cli.tables import plain_lines, rich_table
 from prune2deploy.pipeline.outcomes import Table
 from prune2deploy.progress import SILENT, Progress
@@ -57,10 +57,12 @@ def print_table(table: Table) -> None:
             print_line(line)
 
 
-def print_notes(notes: Iterable[str]) -> None:
-    """Print facts that belong to a result."""
+def print_notes(notes: Iterable[str], *, after: Progress) -> None:
+    """Print facts that belong to a result; on a terminal, only those that ``after`` has not just shown there."""
+    seen = after.told if isinstance(after, TellingProgress) and sys.stdout.isatty() and sys.stderr.isatty() else ()
     for note in notes:
-        print_line(f"note: {note}")
+        if note not in seen:
+            print_line(f"note: {note}")
 
 
 @contextmanager

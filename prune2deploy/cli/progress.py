@@ -17,10 +17,18 @@ WORTH_TELLING_SECONDS = 2.0
 Clock = Callable[[], float]
 
 
-class LineProgress:
+class TellingProgress:
+    """What both ways share: they remember the facts they told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+
+class LineProgress(TellingProgress):
     """Plain lines: one when work begins, at most one every ten seconds, one when it took long."""
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
+        super().__init__()
         self._stream = stream
         self._clock = clock
         self._depth = 0
@@ -42,6 +50,7 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         """One line."""
+        self.told.append(text)
         self.write(f"note: {text}")
 
     def write(self, line: str) -> None:
@@ -78,10 +87,11 @@ class _LineTask:
         self._progress.write(f"{self._description}: {share} {self._text}".rstrip())
 
 
-class BarProgress:
+class BarProgress(TellingProgress):
     """Bars that vanish when their work ends, leaving one line for work that took long."""
 
     def __init__(self, bars: "RichProgress", *, clock: Clock = time.monotonic) -> None:
+        super().__init__()
         self._bars = bars
         self._clock = clock
 
@@ -100,6 +110,7 @@ class BarProgress:
 
     def note(self, text: str) -> None:
         """One line above the bars."""
+        self.told.append(text)
         self._print(f"note: {text}")
 
     def _print(self, line: str) -> None:

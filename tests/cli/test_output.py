@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from prune2deploy.cli.console import print_notes
 from prune2deploy.cli.progress import LineProgress
 from prune2deploy.cli.tables import TextTable, count, flop_count, plain_lines, rich_table, size
 from prune2deploy.pipeline import outcomes
@@ -109,6 +111,7 @@ def test_bench_shows_tables_verdicts_and_the_file(stage, run_p2d, bench_outcome)
         "variant  speed-up",
         "pruned        2.9",
         "intervals",
+        "",
         "pruned is REFUTED",
         "result: bench/result.json",
     ]
@@ -159,6 +162,16 @@ def test_inspection_names_what_is_frozen_and_why(stage, run_p2d):
     assert "also fits: torchvision:resnet20" in out
     assert "it is the output" in out
     assert "residual stream" in out
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "note: new\n"), (False, "note: told\nnote: new\n")])
+def test_a_remark_is_not_repeated_on_the_terminal_that_showed_it(terminal, shown, monkeypatch, capsys):
+    progress = LineProgress(io.StringIO())
+    progress.note("told")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    print_notes(["told", "new"], after=progress)
+    assert capsys.readouterr().out == shown
 
 
 def test_counts_and_sizes_carry_their_unit():

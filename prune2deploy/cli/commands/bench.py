@@ -11,6 +11,7 @@ from prune2deploy.cli.console import print_document, print_line, print_notes, pr
 from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, known
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
+from prune2deploy.progress import Progress
 
 _PANEL = "Engine and measuring"
 
@@ -86,16 +87,17 @@ def bench(
     if json:
         print_document(outcome.document)
     else:
-        show_measurement(outcome)
+        show_measurement(outcome, progress)
     raise typer.Exit(outcome.exit_code)
 
 
-def show_measurement(outcome: BenchOutcome) -> None:
+def show_measurement(outcome: BenchOutcome, progress: Progress) -> None:
     """Print what a measurement gave: tables, verdicts, remarks."""
     for table in outcome.tables:
         print_table(table)
+        print_line()
     for verdict in outcome.verdicts:
         print_line(verdict)
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)
     if outcome.file is not None:
         print_line(f"result: {outcome.file}")

@@ -32,5 +32,5 @@ def build(
 
         outcome = run_build(request, progress)
     print_table(engines_table(outcome.files))
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")

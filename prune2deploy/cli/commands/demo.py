@@ -35,7 +35,8 @@ def demo(
         from prune2deploy.pipeline.demo import run_demo
 
         outcome = run_demo(request, progress)
-    show_pruning(outcome.pruning)
-    show_measurement(outcome.bench)
+    show_pruning(outcome.pruning, progress)
+    print_line()
+    show_measurement(outcome.bench, progress)
     for file in outcome.report.files:
         print_line(f"report: {file}")

@@ -39,6 +39,6 @@ def export(
 
         outcome = run_export(request, progress)
     print_table(exported_table(outcome.files))
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
     print_line("next: p2d bench")

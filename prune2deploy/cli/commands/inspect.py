@@ -10,6 +10,7 @@ from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_tabl
 from prune2deploy.pipeline.choices import SCOPES, known
 from prune2deploy.pipeline.outcomes import InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
+from prune2deploy.progress import Progress
 
 
 def inspect(
@@ -39,10 +40,10 @@ def inspect(
     if json:
         print_document(outcome.to_document())
     else:
-        _show(outcome)
+        _show(outcome, progress)
 
 
-def _show(outcome: InspectOutcome) -> None:
+def _show(outcome: InspectOutcome, progress: Progress) -> None:
     shape = "x".join(str(size) for size in outcome.input_shape)
     print_line(f"{outcome.model}, input {shape}")
     if outcome.alternatives:
@@ -53,4 +54,4 @@ def _show(outcome: InspectOutcome) -> None:
         print_table(frozen_table(outcome.frozen))
     if outcome.variants:
         print_table(variants_table(outcome.variants))
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)

@@ -12,6 +12,7 @@ from prune2deploy.cli.tables import percent, variants_table
 from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, PRUNING_METHODS, RANKINGS, SCOPES, VARIANTS, known
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.requests import PruneRequest, Targets
+from prune2deploy.progress import Progress
 
 
 def prune(
@@ -113,11 +114,11 @@ def prune(
         from prune2deploy.pipeline.prune import run_prune
 
         outcome = run_prune(request, progress)
-    show_pruning(outcome)
+    show_pruning(outcome, progress)
     print_line("next: p2d export, then p2d bench")
 
 
-def show_pruning(outcome: PruneOutcome) -> None:
+def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
     """Print what a pruning gave."""
     shares = ", ".join(
         f"{outcome.achieved[name]:.3f} of the {_WORDS[name]} stay (target {target:g})"
@@ -128,7 +129,7 @@ def show_pruning(outcome: PruneOutcome) -> None:
     if outcome.accuracies:
         moments = (f"{moment.replace('_', ' ')} {percent(value)}" for moment, value in outcome.accuracies.items())
         print_line(f"accuracy of pruned: {', '.join(moments)}")
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
 
 

@@ -68,11 +68,11 @@ def train(
         from prune2deploy.pipeline.train import run_train
 
         outcome = run_train(request, progress)
-    epochs = "1 epoch" if outcome.epochs == 1 else f"{outcome.epochs} epochs"
+    training = "1 epoch" if outcome.epochs == 1 else f"{outcome.epochs} epochs"
     print_line(
-        f"{outcome.model} on {outcome.data}: accuracy {percent(outcome.accuracy)} after {epochs}, "
+        f"{outcome.model} on {outcome.data}: accuracy {percent(outcome.accuracy)} after {training}, "
         f"{flop_count(outcome.flops)}, {count(outcome.parameters)} parameters"
     )
-    print_notes(outcome.notes)
+    print_notes(outcome.notes, after=progress)
     print_line(f"trained model: {outcome.bundle}")
     print_line(f"next: p2d prune {outcome.bundle} --flops 0.33")
