@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from prune2deploy.budget.plan import KeptIndices, PrunePlan
+from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
 
 
@@ -22,12 +23,36 @@ def plan_from_mask(graph: ChannelGraph, kept: ChannelMask, provenance: Mapping[s
 
 
 def mask_from_plan(graph: ChannelGraph, plan: PrunePlan) -> ChannelMask:
-    """The channels that a plan for this graph keeps. Shape: (channel_count,)."""
+    """The channels that a plan for this graph keeps. Shape: (channel_count,).
+
+    Raises:
+        InputError: the plan belongs to another model, or tears a channel of this graph apart.
+    """
+    if plan.fingerprint != graph.fingerprint:
+        raise InputError("the plan belongs to another model (names or shapes of tensors differ)", where="plan")
     kept = graph.everything()
     axes = {(axis.tensor, axis.dim): axis for axis in graph.axes}
     for entry in plan.entries:
-        axis = axes[entry.tensor, entry.dim]
+        axis = axes.get((entry.tensor, entry.dim))
+        if axis is None:
+            raise InputError("the plan cuts what cannot leave this model", where=f"{entry.tensor} dim {entry.dim}")
         gone = np.setdiff1d(np.arange(axis.size), np.array(entry.kept))
         channels = axis.channels[gone]
-        kept[channels[channels != FROZEN]] = False
+        if (channels == FROZEN).any():
+            raise InputError("the plan cuts what cannot leave this model", where=f"{entry.tensor} dim {entry.dim}")
+        kept[channels] = False
+    if (torn := _difference(plan, plan_from_mask(graph, kept))) is not None:
+        raise InputError(
+            "the plan removes some slices of a channel and keeps others, which can only leave together", where=torn
+        )
     return kept
+
+
+def _difference(first: PrunePlan, second: PrunePlan) -> str | None:
+    """A place where two plans keep different indices."""
+    one, other = (
+        {(entry.tensor, entry.dim): entry.kept for entry in plan.entries if len(entry.kept) < entry.dense_size}
+        for plan in (first, second)
+    )
+    unlike = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return f"{unlike[0][0]} dim {unlike[0][1]}" if unlike else None

@@ -56,7 +56,7 @@ def resolve(
     """Turn what interpretation recorded into a graph, the dimensions that are read and those that are normed."""
     freezes = [*(freeze for freeze, _ in state.freezes)]
     components = _components(state)
-    produced = _marked(components, state.producers)
+    produced = _marked(components, _learnable_producers(state, tensors))
     channel_of_label, count = _channels(components, produced)
 
     axes = _axes(state, tensors, channel_of_label)
@@ -128,6 +128,16 @@ def _marked(components: _Components, labels: Sequence[Labels]) -> NDArray[np.boo
     for one in labels:
         marked[components.of[one]] = True
     return marked
+
+
+def _learnable_producers(state: Labelling, tensors: Mapping[str, TensorFacts]) -> list[Labels]:
+    """Producing labels that index a parameter: a buffer alone (a fixed basis, a table) makes no channel."""
+    learnable = np.zeros(state.label_count, dtype=bool)
+    for name, value in state.tensors.items():
+        if tensors[name].learnable:
+            for block in value.blocks:
+                learnable[block.labels] = True
+    return [labels[learnable[labels]] for labels in state.producers]
 
 
 def _channels(components: _Components, produced: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:

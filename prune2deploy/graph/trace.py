@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from prune2deploy.errors import ModelError
 from prune2deploy.graph.channels import ChannelGraph
-from prune2deploy.graph.labelling import Labelling
+from prune2deploy.graph.labelling import Labelling, operator_name, place_of
 from prune2deploy.graph.labels import Block, Value
 from prune2deploy.graph.resolve import ReadDimension, TensorFacts, resolve
 from prune2deploy.graph.rules import Call, rule_for
@@ -45,6 +45,7 @@ def trace(model: nn.Module, example_inputs: torch.Tensor | Sequence[Any]) -> Tra
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     program = export_program(model, inputs)
     tensors = _tensor_facts(model)
+    _check_sizes(program)
     first = _interpret(program, tensors, Labelling())
     final = _interpret(program, tensors, Labelling(votes=first.votes, collapse=True))
     graph, reads, norms = resolve(final, tensors)
@@ -72,6 +73,18 @@ def export_program(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram
             module.training = training
 
 
+def _check_sizes(program: ExportedProgram) -> None:
+    """Refuse a program in which some size depends on data: nothing can be said of its cost or its channels."""
+    for node in program.graph.nodes:
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.Tensor) and not all(isinstance(size, int) for size in value.shape):
+                raise ModelError(
+                    f"the result of {operator_name(node)} has a size that depends on data",
+                    where=place_of(node) or None,
+                    hint="leave what selects by value (masks as indices, nonzero, unique) out of the model",
+                )
+
+
 def _line_in_user_code(error: BaseException) -> str | None:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
     outside = [frame for frame in frames if frame.filename != __file__]
@@ -79,7 +92,10 @@ def _line_in_user_code(error: BaseException) -> str | None:
 
 
 def _tensor_facts(model: nn.Module) -> dict[str, TensorFacts]:
-    """All tensors of the ``state_dict`` and all other buffers, with the first alias of shared ones."""
+    """All tensors of the ``state_dict`` and all other buffers, with the first alias of shared ones.
+
+    A buffer outside the ``state_dict`` has no labels: a plan cannot name it, so it is data of fixed size.
+    """
     first_name: dict[int, str] = {}
     facts: dict[str, TensorFacts] = {}
     stored = set(model.state_dict(keep_vars=True))
@@ -94,7 +110,7 @@ def _tensor_facts(model: nn.Module) -> dict[str, TensorFacts]:
             canonical=alias,
             shape=tuple(tensor.shape),
             learnable=isinstance(tensor, nn.Parameter),
-            labelled=tensor.is_floating_point(),
+            labelled=tensor.is_floating_point() and alias in stored,
             stored=name in stored,
         )
     return facts

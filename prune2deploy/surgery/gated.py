@@ -102,12 +102,17 @@ def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> li
         **dict(model.named_parameters(remove_duplicate=False)),
     }
     users = iter(torch.utils._pytree.tree_leaves(tuple(inputs)))
+    clones: dict[int, Tensor] = {}
     arguments: list[Any] = []
     for spec in trace.program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
-            arguments.append(next(users))
-        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            argument = next(users)
+            arguments.append(argument.clone() if isinstance(argument, Tensor) else argument)
+        elif spec.kind is InputKind.PARAMETER:
             arguments.append(own[str(spec.target)])
+        elif spec.kind is InputKind.BUFFER:  # a forward may write to its buffers
+            buffer = own[str(spec.target)]
+            arguments.append(clones.setdefault(id(buffer), buffer.clone()))
         else:
             arguments.append(trace.program.constants[str(spec.target)])
     return arguments

@@ -1,25 +1,21 @@
 """Sizes written in a user's ``forward`` cannot be seen in the graph: cut on trial, and freeze what breaks.
 
 All groups are cut at distinct widths in a copy with random weights, which must then equal its gated dense self.
-Where it does not, the groups are bisected until those that break the code are found; they are frozen with that reason.
+Where it does not, those that break the code are found (``surgery.culprits``) and frozen with that reason.
 """
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prune2deploy.budget.from_mask import plan_from_mask
-from prune2deploy.errors import ProofError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
-from prune2deploy.surgery.apply import pruned_copy
-from prune2deploy.surgery.gated import gated_outputs, tensors_in
-from prune2deploy.surgery.verify import MAXIMUM_RELATIVE_ERROR, relative_error
+from prune2deploy.surgery.culprits import cut_is_exact, find_failing
 
 _DISTINCT_WIDTHS = 7
 _REASON = "a size written in the code: the module fails, or computes something else, when these channels leave"
@@ -33,7 +29,7 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
     sample = randomised_copy(model)
 
     def survives(groups: Collection[int]) -> bool:
-        return _cut_is_exact(trace, sample, trial_mask(trace.graph, groups), inputs)
+        return cut_is_exact(trace, sample, trial_mask(trace.graph, groups), inputs)
 
     broken = find_failing([group.index for group in trace.graph.groups], survives)
     return without_groups(trace, dict.fromkeys(broken, _REASON))
@@ -63,18 +59,6 @@ def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:
     return kept
 
 
-def find_failing(candidates: list[int], passes: Callable[[Collection[int]], bool]) -> list[int]:
-    """The members that make ``passes`` fail, by bisection. If only a combination fails, all of it is named."""
-    if not candidates or passes(candidates):
-        return []
-    if len(candidates) == 1:
-        return candidates
-    middle = len(candidates) // 2
-    failing = find_failing(candidates[:middle], passes) + find_failing(candidates[middle:], passes)
-    rest = [one for one in candidates if one not in failing]
-    return failing if failing and passes(rest) else candidates
-
-
 def randomised_copy(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy whose weights and statistics are all random and of sane size, so that no zero hides an error."""
     generator = torch.Generator().manual_seed(seed)
@@ -91,13 +75,3 @@ def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
         scale = math.sqrt(2.0 / math.prod(tensor.shape[1:]))
         return torch.randn(tensor.shape, generator=generator).to(tensor) * scale
     return (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor)
-
-
-def _cut_is_exact(trace: Trace, sample: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> bool:
-    try:
-        pruned = pruned_copy(sample, plan_from_mask(trace.graph, kept))
-        with torch.no_grad():
-            outputs = tensors_in(pruned(*inputs))
-    except (ProofError, RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-        return False
-    return relative_error(gated_outputs(trace, sample, kept, inputs), outputs) <= MAXIMUM_RELATIVE_ERROR

@@ -13,6 +13,7 @@ from prune2deploy.graph.rules.pooling import RULES as POOLING
 from prune2deploy.graph.rules.reduction import RULES as REDUCTION
 from prune2deploy.graph.rules.selection import RULES as SELECTION
 from prune2deploy.graph.rules.shape import RULES as SHAPE
+from prune2deploy.graph.rules.shuffle import RULES as SHUFFLE
 
 __all__ = ["Call", "Result", "Rule", "rule_for"]
 
@@ -23,6 +24,7 @@ RULES: dict[str, Rule] = {
     **NORM,
     **POOLING,
     **SHAPE,
+    **SHUFFLE,
     **SELECTION,
     **REDUCTION,
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from prune2deploy.graph.labelling import Labelling
-from prune2deploy.graph.labels import Block, Value
+from prune2deploy.graph.labels import Block, Labels, Value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,18 @@ class Call:
     def result(self, blocks: Sequence[Block]) -> Value:
         """The operator's one result, with these blocks."""
         return self.state.value(self.shape, blocks, self.node)
+
+    def ride(self, parameter: Value | None, labels: Labels | None, dim: int = 0) -> None:
+        """A parameter's dimension leaves with the channels it scales or shifts; where either is fixed, both are."""
+        if parameter is None or dim >= len(parameter.shape) or parameter.shape[dim] == 1:
+            return
+        own = parameter.labels_of(dim)
+        if own is not None and labels is not None:
+            self.state.unite(labels, own)
+        elif own is not None:
+            self.state.freeze(own, "scales or shifts a dimension that nothing prunable produces", self.node)
+        elif labels is not None:
+            self.state.freeze(labels, "is scaled or shifted by data of fixed size", self.node)
 
     def freeze_all(self, reason: str) -> "Result":
         """Freeze everything that the operator reads, and give results without labels."""

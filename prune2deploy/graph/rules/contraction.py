@@ -28,29 +28,29 @@ def convolution(call: Call) -> Result:
     spatial = len(weight.shape) - 2
     channel_dim = len(data.shape) - spatial - 1
     data = _without_spatial_blocks(call, data, channel_dim)
+    for dim in range(2, len(weight.shape)):
+        weight = call.state.freeze_dim(weight, dim, "is the size of a kernel", call.node)
 
     produced, consumed = weight.labels_of(output_dim), weight.labels_of(input_dim)
-    _mark(call.state, weight, produced, consumed, depthwise=weight.shape[input_dim] == 1 and groups > 1)
+    if groups == 1 or weight.shape[1] > 1:  # a depthwise kernel rides on its channel
+        _mark(call.state, produced, consumed)
     if groups == 1:
-        _contract(call, data, channel_dim, consumed, argument="input")
-        call.state.read(call.node, call.position("input"), channel_dim, data.labels_of(channel_dim))
+        data = _contract(call, data, channel_dim, consumed, argument="input")
         out = produced
     elif transposed:
         out = _grouped_transposed(call, data.labels_of(channel_dim), weight, groups)
     else:
         out = _grouped(call, data, weight, channel_dim, groups)
-    bias = call.optional_tensor("bias")
-    if bias is not None and (bias_labels := bias.labels_of(0)) is not None:
-        if out is None:
-            call.state.freeze(bias_labels, NOT_PRUNABLE, call.node)
-        else:
-            call.state.unite(out, bias_labels)
+    call.ride(call.optional_tensor("bias"), out)
 
     positions = data.shape[channel_dim + 1 :] if transposed else call.shape[channel_dim + 1 :]
-    widths = _widths(call, weight, output_dim, input_dim)
-    coefficient = 2 * math.prod(positions) * math.prod(data.shape[:channel_dim]) * math.prod(weight.shape[2:])
-    call.state.count(call.node, coefficient * widths[0], widths[1])
-    return call.result([Block.of(channel_dim, out)] if out is not None else [])
+    batch = [data.labels_of(dim) for dim in range(channel_dim)]
+    unlabelled = math.prod(size for size, labels in zip(data.shape, batch, strict=False) if labels is None)
+    fixed, widths = _widths(weight, output_dim, input_dim)
+    coefficient = 2 * math.prod(positions) * unlabelled * math.prod(weight.shape[2:]) * fixed
+    call.state.count(call.node, coefficient, [*batch, *widths])
+    blocks = [Block.of(dim, labels) for dim, labels in enumerate(batch) if labels is not None]
+    return call.result([*blocks, Block.of(channel_dim, out)] if out is not None else blocks)
 
 
 def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: int) -> Labels | None:
@@ -99,16 +99,16 @@ def _grouped_transposed(call: Call, incoming: Labels | None, weight: Value, grou
 def linear(call: Call) -> Result:
     """``x @ weight.T + bias``: reads the last dimension."""
     data, weight = call.tensor("input"), call.tensor("weight")
+    if len(weight.shape) != 2:
+        return call.freeze_all("is multiplied as a vector")
     last = len(data.shape) - 1
     produced, consumed = weight.labels_of(0), weight.labels_of(1)
-    _mark(call.state, weight, produced, consumed)
+    _mark(call.state, produced, consumed)
     data = _contract(call, data, last, consumed, argument="input")
-    bias = call.optional_tensor("bias")
-    if bias is not None and (bias_labels := bias.labels_of(0)) is not None and produced is not None:
-        call.state.unite(produced, bias_labels)
+    call.ride(call.optional_tensor("bias"), produced)
     rows = [data.labels_of(dim) for dim in range(last)]
     unlabelled = math.prod(size for size, labels in zip(data.shape[:last], rows, strict=True) if labels is None)
-    fixed, widths = _widths(call, weight, 0, 1)
+    fixed, widths = _widths(weight, 0, 1)
     call.state.count(call.node, 2 * unlabelled * fixed, [*rows, *widths])
     blocks = [block for block in data.blocks if last not in block.dims]
     if produced is not None:
@@ -253,10 +253,8 @@ def _contract(call: Call, data: Value, dim: int, consumed: Labels | None, *, arg
     return data
 
 
-def _mark(
-    state: Labelling, weight: Value, produced: Labels | None, consumed: Labels | None, *, depthwise: bool = False
-) -> None:
-    if produced is not None and not depthwise:
+def _mark(state: Labelling, produced: Labels | None, consumed: Labels | None) -> None:
+    if produced is not None:
         state.producers.append(produced)
     if consumed is not None:
         state.consumers.append(consumed)
@@ -265,10 +263,10 @@ def _mark(
 def _mark_matrix(state: Labelling, weight: Value, *, is_second: bool) -> None:
     rank = len(weight.shape)
     inner, outer = (rank - 2, rank - 1) if is_second else (rank - 1, rank - 2)
-    _mark(state, weight, weight.labels_of(outer), weight.labels_of(inner))
+    _mark(state, weight.labels_of(outer), weight.labels_of(inner))
 
 
-def _widths(call: Call, weight: Value, *dims: int) -> tuple[int, list[Labels | None]]:
+def _widths(weight: Value, *dims: int) -> tuple[int, list[Labels | None]]:
     """The product of the weight's sizes without labels along ``dims``, and the labels of the others."""
     labels = [weight.labels_of(dim) for dim in dims]
     fixed = math.prod(weight.shape[dim] for dim, found in zip(dims, labels, strict=True) if found is None)
@@ -279,7 +277,8 @@ def einsum(call: Call) -> Result:
     """``einsum`` by its equation: letters in both operands unite; those absent from the result are read."""
     operands: Sequence[Value] = call.arguments["tensors"]
     equation = str(call.arguments["equation"]).replace(" ", "")
-    if len(operands) != 2 or "->" not in equation or "." in equation:
+    repeats = any(len(set(term)) < len(term) for term in equation.split("->")[0].split(","))
+    if len(operands) != 2 or "->" not in equation or "." in equation or repeats:
         return call.freeze_all("an einsum of this form is not followed")
     terms, result = equation.split("->")
     first_letters, second_letters = terms.split(",")

@@ -42,6 +42,16 @@ def passes_through(call: Call) -> Result:
     return call.result(call.values[0].blocks)
 
 
+def parametric_relu(call: Call) -> Result:
+    """A slope for all, or one for each index of dimension 1, which leaves with it."""
+    data, slope = call.tensor("self"), call.tensor("weight")
+    if slope.shape and slope.shape[0] > 1:
+        if data.labels_of(1) is None:
+            data = call.state.freeze_dim(data, 1, "is scaled as a joint dimension", call.node)
+        call.ride(slope, data.labels_of(1))
+    return call.result(data.blocks)
+
+
 def copies_into(call: Call) -> Result:
     """``copy_(self, source)``: the source's labels, if the destination is a value that is wholly overwritten."""
     destination, source = call.tensor("self"), call.tensor("src")
@@ -140,6 +150,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_BY_POSITION, elementwise),
     **dict.fromkeys(_CONSTANTS, makes_constant),
     "copy": copies_into,
+    "prelu": parametric_relu,
     "fill": passes_through,
     "zero": passes_through,
 }

@@ -1,20 +1,24 @@
 """Normalisation: batch norm rides on its channels; norms over channels are cut inexactly, and are marked so."""
 
-import numpy as np
-
 from prune2deploy.graph.labelling import ChannelNorm
-from prune2deploy.graph.labels import Block, Value
+from prune2deploy.graph.labels import Block, Labels, Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
 
 
 def batch_norm(call: Call) -> Result:
     """Scale, shift and running statistics leave with their channel (dimension 1)."""
-    data = call.tensor("input")
-    labels = data.labels_of(1)
+    data, labels = _one_channel_dimension(call, call.tensor("input"))
     for name in ("weight", "bias", "running_mean", "running_var"):
-        _ride(call, call.optional_tensor(name), labels)
-    if labels is None:
-        data = call.state.freeze_dim(data, 1, "is normalised as a joint dimension", call.node)
+        call.ride(call.optional_tensor(name), labels)
+    return call.result(data.blocks)
+
+
+def instance_norm(call: Call) -> Result:
+    """As batch norm, with statistics over the spatial dimensions, which must keep their size."""
+    data = _fixed_beyond_channels(call, call.tensor("input"))
+    data, labels = _one_channel_dimension(call, data)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        call.ride(call.optional_tensor(name), labels)
     return call.result(data.blocks)
 
 
@@ -27,7 +31,7 @@ def layer_norm(call: Call) -> Result:
     for dim in range(first, len(data.shape)):
         data = _normed(call, data, dim)
         for parameter in affine:
-            _ride(call, parameter, data.labels_of(dim), dim - first)
+            call.ride(parameter, data.labels_of(dim), dim - first)
         if count > 1 or affine[0] is None:
             data = call.state.freeze_dim(data, dim, "is normalised over a size that is not a parameter's", call.node)
     return call.result(data.blocks)
@@ -35,17 +39,20 @@ def layer_norm(call: Call) -> Result:
 
 def group_norm(call: Call) -> Result:
     """Whole norm groups leave, so that the statistics of the others stay; one single group is inexact to cut."""
-    data, groups = call.tensor("input"), int(call.arguments["num_groups"])
-    labels = data.labels_of(1)
-    if labels is None:
-        data = call.state.freeze_dim(data, 1, "is normalised as a joint dimension", call.node)
-    elif groups == 1:
+    groups = int(call.arguments["num_groups"])
+    data = _fixed_beyond_channels(call, call.tensor("input"))
+    data, labels = _one_channel_dimension(call, data)
+    affine = [call.optional_tensor(name) for name in ("weight", "bias")]
+    if affine[0] is None:
+        data = call.state.freeze_dim(data, 1, "is normalised in groups of a size that is not a parameter's", call.node)
+        return call.result(data.blocks)
+    if labels is not None and groups == 1:
         data = _normed(call, data, 1)
-    else:
+    elif labels is not None:
         grouped = labels.reshape(groups, -1)
         call.state.unite(grouped, grouped[:, :1])
-    for name in ("weight", "bias"):
-        _ride(call, call.optional_tensor(name), data.labels_of(1))
+    for parameter in affine:
+        call.ride(parameter, labels)
     return call.result(data.blocks)
 
 
@@ -68,14 +75,18 @@ def _normed(call: Call, data: Value, dim: int) -> Value:
     return data
 
 
-def _ride(call: Call, parameter: Value | None, labels: object, dim: int = 0) -> None:
-    """A norm's parameter leaves with the channels it scales; where those are fixed, it is fixed too."""
-    if parameter is None or (own := parameter.labels_of(dim)) is None:
-        return
-    if isinstance(labels, np.ndarray):
-        call.state.unite(labels, own)
-    else:
-        call.state.freeze(own, "scales a dimension that nothing prunable produces", call.node)
+def _one_channel_dimension(call: Call, data: Value) -> tuple[Value, Labels | None]:
+    """The value with dimension 1 on its own, and the labels there."""
+    labels = data.labels_of(1)
+    if labels is None:
+        data = call.state.freeze_dim(data, 1, "is normalised as a joint dimension", call.node)
+    return data, labels
+
+
+def _fixed_beyond_channels(call: Call, data: Value) -> Value:
+    for dim in range(2, len(data.shape)):
+        data = call.state.freeze_dim(data, dim, "is normalised over this dimension", call.node)
+    return data
 
 
 def rms_norm(call: Call) -> Result:
@@ -84,21 +95,23 @@ def rms_norm(call: Call) -> Result:
 
 
 def weight_norm(call: Call) -> Result:
-    """A weight given as direction and length: both are labelled like the weight itself."""
+    """A weight given as direction and length, one for each index of ``dim``; the length is taken over all others."""
     direction, length = call.tensor("v"), call.tensor("g")
+    own = int(call.arguments["dim"]) % len(direction.shape)
     blocks: list[Block] = []
     for dim in range(len(direction.shape)):
-        labels, scale = direction.labels_of(dim), length.labels_of(dim)
-        if labels is not None and scale is not None:
-            call.state.unite(labels, scale)
-        if labels is not None:
+        labels = direction.labels_of(dim)
+        if labels is not None and dim != own:
+            call.state.freeze(labels, "a weight's length is taken over this dimension", call.node)
+        elif labels is not None:
+            call.ride(length, labels, dim)
             blocks.append(Block.of(dim, labels))
     return call.result(blocks)
 
 
 RULES: dict[str, Rule] = {
     "batch_norm": batch_norm,
-    "instance_norm": batch_norm,
+    "instance_norm": instance_norm,
     "layer_norm": layer_norm,
     "group_norm": group_norm,
     "rms_norm": rms_norm,

@@ -5,10 +5,16 @@ from typing import Any
 
 from prune2deploy.graph.labels import Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
+from prune2deploy.graph.rules.elementwise import elementwise
 
 
 def reduction(call: Call) -> Result:
-    """Mean, maximum, variance and the like: a labelled dimension that is reduced must keep its size."""
+    """Mean, maximum, variance and the like: a labelled dimension that is reduced must keep its size.
+
+    ``max`` and ``min`` of two tensors are element-wise operators of the same name.
+    """
+    if call.optional_tensor("other") is not None:
+        return elementwise(call)
     return _reduced(call, sums=False)
 
 

@@ -85,6 +85,19 @@ def split(call: Call) -> Result:
     )
 
 
+def gated_linear_unit(call: Call) -> Result:
+    """One half of a dimension times the sigmoid of the other: what stands at the same place in both leaves together."""
+    data = call.tensor("self")
+    dim = int(call.arguments.get("dim", -1)) % len(data.shape)
+    labels = data.labels_of(dim)
+    if labels is None:
+        data = call.state.freeze_dim(data, dim, "is split by sizes written in the code", call.node)
+    else:
+        halves = labels.reshape(2, -1)
+        call.state.unite(halves[0], halves[1])
+    return _taken(call, data, dim, slice(call.shape[dim]), call.shape)
+
+
 def slice_(call: Call) -> Result:
     """A slice of a dimension. Whole slices change nothing; parts are bounds written in the code, and freeze it."""
     data = call.tensor("self")
@@ -212,6 +225,7 @@ RULES: dict[str, Rule] = {
     "concat": concatenate,
     "stack": stack,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"), split),
+    "glu": gated_linear_unit,
     "slice": slice_,
     "narrow": slice_,
     "select": select,

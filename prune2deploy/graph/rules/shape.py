@@ -136,6 +136,20 @@ def repeat(call: Call) -> Result:
     return call.result(blocks)
 
 
+def repeat_interleave(call: Call) -> Result:
+    """Each index several times in a row: its label with it."""
+    data, dim = call.values[0], call.arguments.get("dim")
+    if dim is None or not isinstance(call.arguments["repeats"], int):
+        return call.freeze_all("is repeated by a table, or flat")
+    blocks = []
+    for block in data.blocks:
+        labels = block.labels
+        if int(dim) % len(data.shape) in block.dims:
+            labels = np.repeat(labels, call.arguments["repeats"], axis=block.along(int(dim) % len(data.shape)))
+        blocks.append(Block(block.dims, labels, block.keys))
+    return call.result(blocks)
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as"),
@@ -152,4 +166,5 @@ RULES: dict[str, Rule] = {
     "expand_as": expand,
     "broadcast_to": expand,
     "repeat": repeat,
+    "repeat_interleave": repeat_interleave,
 }

@@ -1,0 +1,116 @@
+"""Which groups break something: found by cutting fewer and fewer of them."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prune2deploy.budget.from_mask import plan_from_mask
+from prune2deploy.errors import ProofError
+from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
+from prune2deploy.graph.trace import Trace
+from prune2deploy.surgery.apply import named_tensors, pruned_copy
+from prune2deploy.surgery.equality import difference
+from prune2deploy.surgery.evaluation_mode import evaluated
+from prune2deploy.surgery.gated import gated_outputs
+
+Passes = Callable[[Collection[int]], bool]
+
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a user's ``forward`` raises when a size in its code no longer fits."""
+
+
+def find_failing(candidates: Sequence[int], passes: Passes) -> list[int]:
+    """The members that make ``passes`` fail, in order: those that fail alone, by bisection, and combinations.
+
+    Of a combination that fails only together, a smallest one is named. Without the named members, ``passes`` holds.
+    """
+    candidates = list(candidates)
+    if not candidates or passes(candidates):
+        return []
+    if len(candidates) == 1:
+        return candidates
+    middle = len(candidates) // 2
+    failing = find_failing(candidates[:middle], passes) + find_failing(candidates[middle:], passes)
+    rest = [one for one in candidates if one not in failing]
+    known_to_fail = not failing
+    while rest and (known_to_fail or not passes(rest)):
+        failing += _smallest_failing(rest, passes)
+        rest = [one for one in rest if one not in failing]
+        known_to_fail = False
+    return sorted(failing)
+
+
+def _smallest_failing(candidates: list[int], passes: Passes, beside: Sequence[int] = ()) -> list[int]:
+    """A smallest part of ``candidates`` that fails together with ``beside`` (Junker 2004, QuickXplain)."""
+    if len(candidates) == 1:
+        return candidates
+    middle = len(candidates) // 2
+    first, second = candidates[:middle], candidates[middle:]
+    found: list[int] = []
+    if passes([*beside, *first]):
+        found = _smallest_failing(second, passes, [*beside, *first])
+    if not found or passes([*beside, *found]):
+        found += _smallest_failing(first, passes, [*beside, *found])
+    return found
+
+
+def cut_is_exact(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> bool:
+    """Whether the slice of ``model`` runs and equals the gated dense one."""
+    try:
+        outputs = evaluated(pruned_copy(model, plan_from_mask(trace.graph, kept)), inputs)
+    except (ProofError, *FORWARD_ERRORS):
+        return False
+    return difference(gated_outputs(trace, model, kept, inputs), outputs) is None
+
+
+def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> str:
+    """Why ``pruned`` is not ``dense`` without the channels outside ``kept``: the tensors or the groups at fault."""
+    if tensors := _unlike_slices(trace.graph, dense, pruned, kept):
+        groups = {number for name in tensors for number in _groups_of(trace.graph, name)}
+        return f"{_listed(tensors)} is no slice of the dense one, {_group_names(trace.graph, groups)}"
+    touched = [group.index for group in trace.graph.groups if not kept[group.channels].all()]
+
+    def passes(groups: Collection[int]) -> bool:
+        alone = trace.graph.everything()
+        for index in groups:
+            channels = trace.graph.groups[index].channels
+            alone[channels] = kept[channels]
+        return cut_is_exact(trace, dense, alone, inputs)
+
+    return _group_names(trace.graph, find_failing(touched, passes))
+
+
+def _unlike_slices(graph: ChannelGraph, dense: nn.Module, pruned: nn.Module, kept: ChannelMask) -> list[str]:
+    try:
+        expected = named_tensors(pruned_copy(dense, plan_from_mask(graph, kept)))
+    except ProofError:
+        return []
+    actual = named_tensors(pruned)
+    return [name for name, tensor in expected.items() if name not in actual or not torch.equal(actual[name], tensor)]
+
+
+def _groups_of(graph: ChannelGraph, tensor: str) -> set[int]:
+    name = graph.aliases.get(tensor, tensor)
+    channels = [axis.channels[axis.channels != FROZEN] for axis in graph.axes if axis.tensor == name]
+    return {int(number) for one in channels for number in graph.group_of[one]}
+
+
+def _group_names(graph: ChannelGraph, groups: Collection[int]) -> str:
+    if not groups:
+        return "no group by itself is at fault"
+    return f"in the group of {_listed([graph.groups[index].name for index in sorted(groups)])}"
+
+
+def _listed(names: Sequence[str], *, shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
