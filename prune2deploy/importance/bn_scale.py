@@ -12,7 +12,7 @@ from prune2deploy.importance.parameters import parameters_of, sum_per_index
 def bn_scale(graph: ChannelGraph, model: nn.Module, batches: Batches | None = None, *, seed: int = 0) -> Scores:
     """Sum of |γ| over the norms that scale a channel. Shape: -> (channel_count,). No unit.
 
-    A channel that no norm scales is unjudged, and so kept. Source: Liu et al. 2017, "Learning efficient
+    A channel that no norm scales is unjudged, and so leaves last. Source: Liu et al. 2017, "Learning efficient
     convolutional networks through network slimming". Departure: norms of any kind count, not batch norms alone.
 
     Raises:

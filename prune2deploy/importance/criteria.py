@@ -22,9 +22,9 @@ CRITERIA = {criterion.name: criterion for criterion in (
     Criterion(name="l1", needs_data=False, normalization="none", function=l1, source="Li et al. 2017"),
     Criterion(name="l2", needs_data=False, normalization="mean", function=l2, source="Li et al. 2017"),
     Criterion(name="bn-scale", needs_data=False, normalization="mean", function=bn_scale, source="Liu et al. 2017"),
-    Criterion(name="taylor", needs_data=True, normalization="none", function=taylor, source="Molchanov et al. 2019"),
-    Criterion(name="taylor-bn", needs_data=True, normalization="none", function=taylor_bn, source="the same, as gates"),
-    Criterion(name="fisher", needs_data=True, normalization="none", function=fisher, source="Theis et al. 2018"),
+    Criterion(name="taylor", needs_data=True, normalization="mean", function=taylor, source="Molchanov et al. 2019"),
+    Criterion(name="taylor-bn", needs_data=True, normalization="mean", function=taylor_bn, source="the same, as gates"),
+    Criterion(name="fisher", needs_data=True, normalization="mean", function=fisher, source="Theis et al. 2018"),
     Criterion(name="random", needs_data=False, normalization="none", function=random_scores, source="the control"),
 )}
 # fmt: on
@@ -74,7 +74,7 @@ def score_channels(
     if len(unjudged) == len(graph.groups):
         raise InputError(f"the criterion {criterion.name} can judge no channel of this model", hint="choose l2")
     if unjudged:
-        progress.note(f"{criterion.name} cannot judge the channels of {_listing(unjudged)}; they are kept")
+        progress.note(f"{criterion.name} cannot judge the channels of {_listing(unjudged)}; they leave last")
     return normalise(graph, scores, normalization or criterion.normalization)
 
 

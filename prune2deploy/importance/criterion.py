@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from prune2deploy.graph.channels import ChannelGraph
 
 Scores = NDArray[np.float64]
-"""One importance a channel, shape (channel_count,). The lowest leave first; ``UNJUDGED`` never does."""
+"""One importance a channel, shape (channel_count,). The lowest leave first, ``UNJUDGED`` last."""
 
 UNJUDGED = np.inf
-"""The score of a channel that a criterion cannot judge (no norm scales it, no weight reads it): it is kept."""
+"""The score of a channel that a criterion cannot judge (no norm scales it, no weight reads it): it leaves last."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Images (N, C, H, W), as the model takes them, with labels (N,) of class numbers."""

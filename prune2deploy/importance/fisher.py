@@ -16,7 +16,7 @@ def fisher(graph: ChannelGraph, model: nn.Module, batches: Batches | None, *, se
     Shape: -> (channel_count,). Unit: that of the loss, squared. The inner sum is sample n's gradient for a gate on
     channel c: it runs over space and over all readers, is squared for each sample, and only then averaged;
     the loss is summed over the batch. The model runs in ``eval`` mode, so that samples are independent.
-    Channels that no weight reads are unjudged, and so kept. Source: Theis et al. 2018, "Faster gaze prediction
+    Channels that no weight reads are unjudged, and so leave last. Source: Theis et al. 2018, "Faster gaze prediction
     with dense networks and Fisher pruning"; Crowley et al. 2018 take the mean over samples before ranking.
 
     Raises:

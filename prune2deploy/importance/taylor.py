@@ -33,7 +33,7 @@ def taylor_bn(graph: ChannelGraph, model: nn.Module, batches: Batches | None, *,
     """Taylor on norms alone: (γ·dL/dγ + β·dL/dβ)², averaged over the batches.
 
     Shape: -> (channel_count,). Unit: as ``taylor``. The sum is the gradient for a gate right behind the norm.
-    Channels that no norm scales are unjudged, and so kept. Source: Molchanov et al. 2019, the gate form.
+    Channels that no norm scales are unjudged, and so leave last. Source: Molchanov et al. 2019, the gate form.
 
     Raises:
         InputError: no channel is scaled by a norm.

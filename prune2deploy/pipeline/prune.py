@@ -33,7 +33,7 @@ from prune2deploy.pipeline.variants import variant_rows
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import RunFolder
 
-DEFAULT_METHOD = "taylor"
+DEFAULT_METHOD = "l2"
 DATA_FREE_METHOD = "l2"
 _SCORED_IMAGES = 1024
 _SCORED_BATCH = 64
