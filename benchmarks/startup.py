@@ -7,7 +7,7 @@ interpreter and the same Typer on the same machine.
 """
 
 import argparse
-import compileall
+import os
 import platform
 import random
 import statistics
@@ -18,7 +18,6 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import prune2deploy
 from prune2deploy.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "startup.json"
@@ -44,13 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=21, help="processes of each program")
     runs = parser.parse_args().runs
-    compileall.compile_dir(Path(prune2deploy.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
         programs = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "bare Typer --help": [sys.executable, str(bare), "--help"],
+            "bare Typer C --help": [sys.executable, str(bare), "command-1", "--help"],
             "p2d --help": [sys.executable, "-m", "prune2deploy", "--help"],
             "p2d --version": [sys.executable, "-m", "prune2deploy", "--version"],
             "p2d prune --help": [sys.executable, "-m", "prune2deploy", "prune", "--help"],
@@ -78,13 +77,17 @@ def main() -> None:
 
 
 def measured(programs: dict[str, list[str]], *, runs: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of each program, interleaved in random order after one round that warms the file cache."""
+    """Wall-clock seconds of each program, interleaved in random order after one round that warms caches.
+
+    Compiled modules may be written in that round: an installed package has them.
+    """
     order = random.Random(0)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(runs + 1):
         for name in order.sample(list(programs), len(programs)):
             begun = time.perf_counter()
-            subprocess.run(programs[name], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(programs[name], check=True, stdout=subprocess.DEVNULL, env=environment)
             if number > 0:
                 seconds[name].append(time.perf_counter() - begun)
     return seconds
