@@ -33,7 +33,9 @@ def optimizer_for(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
 def scheduler_for(optimizer: Optimizer, recipe: TrainingRecipe, *, steps_per_epoch: int) -> LRScheduler:
     """The schedule, to be moved once after every optimiser step."""
     total = recipe.epochs * steps_per_epoch
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total)
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total // 2)
+    if recipe.schedule == "step":
+        warmup = min(warmup, recipe.milestones[0] * steps_per_epoch - 1)
     main = _main_schedule(optimizer, recipe, steps_per_epoch=steps_per_epoch, warmup=warmup, total=total)
     if warmup == 0:
         return main
@@ -48,6 +50,6 @@ def _main_schedule(
         return CosineAnnealingLR(optimizer, T_max=max(total - warmup, 1))
     if recipe.schedule == "step":
         # SequentialLR starts this schedule at the end of the warm-up, so its milestones count from there.
-        milestones = [max(epoch * steps_per_epoch - warmup, 1) for epoch in recipe.milestones]
+        milestones = [epoch * steps_per_epoch - warmup for epoch in recipe.milestones]
         return MultiStepLR(optimizer, milestones=milestones, gamma=recipe.gamma)
     return ConstantLR(optimizer, factor=1.0, total_iters=0)

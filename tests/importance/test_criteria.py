@@ -195,10 +195,10 @@ class Notes:
         self.notes.append(text)
 
 
-def test_score_channels_says_which_groups_are_kept_unjudged(make):
+def test_score_channels_says_which_groups_are_unjudged(make):
     model, progress = make("Chain"), Notes()
     score_channels(model.graph, model, criterion=criterion_named("bn-scale"), progress=progress)
-    assert progress.notes == ["bn-scale cannot judge the channels of conv2; they are kept"]
+    assert progress.notes == ["bn-scale cannot judge the channels of conv2; they leave last"]
 
 
 def test_an_unknown_criterion_is_refused_with_the_nearest_name():

@@ -490,7 +490,7 @@ def test_gradients_are_clipped_together(net, splits):
     before, model = net(), net()
     train(model, splits, recipe)
     moved = [a - b for a, b in zip(model.parameters(), before.parameters(), strict=True)]
-    assert math.sqrt(sum(float(change.square().sum()) for change in moved)) == pytest.approx(0.01, rel=1e-3)
+    assert math.sqrt(sum(float(change.detach().square().sum()) for change in moved)) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_bad_data_and_models_are_refused(net, splits, splits_of):
