@@ -101,11 +101,13 @@ def weight_norm(call: Call) -> Result:
     blocks: list[Block] = []
     for dim in range(len(direction.shape)):
         labels = direction.labels_of(dim)
-        if labels is not None and dim != own:
-            call.state.freeze(labels, "a weight's length is taken over this dimension", call.node)
-        elif labels is not None:
+        if labels is None:
+            continue
+        if dim == own:
             call.ride(length, labels, dim)
-            blocks.append(Block.of(dim, labels))
+        else:
+            call.state.freeze(labels, "a weight's length is taken over this dimension", call.node)
+        blocks.append(Block.of(dim, labels))
     return call.result(blocks)
 
 
