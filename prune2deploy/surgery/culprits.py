@@ -76,8 +76,9 @@ def cut_is_exact(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequ
 def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> str:
     """Why ``pruned`` is not ``dense`` without the channels outside ``kept``: the tensors or the groups at fault."""
     if tensors := _unlike_slices(trace.graph, dense, pruned, kept):
-        groups = {number for name in tensors for number in _groups_of(trace.graph, name)}
-        return f"{_listed(tensors)} is no slice of the dense one, {_group_names(trace.graph, groups)}"
+        owners = [_groups_of(trace.graph, name) for name in tensors]
+        groups = set.intersection(*owners) or set.union(*owners)
+        return f"not sliced from the dense model: {_listed(tensors)}, {_group_names(trace.graph, groups)}"
     touched = [group.index for group in trace.graph.groups if not kept[group.channels].all()]
 
     def passes(groups: Collection[int]) -> bool:
@@ -87,7 +88,8 @@ def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, 
             alone[channels] = kept[channels]
         return cut_is_exact(trace, dense, alone, inputs)
 
-    return _group_names(trace.graph, find_failing(touched, passes))
+    failing = find_failing(touched, passes)
+    return _group_names(trace.graph, failing) if failing else "every group is exact by itself"
 
 
 def _unlike_slices(graph: ChannelGraph, dense: nn.Module, pruned: nn.Module, kept: ChannelMask) -> list[str]:
@@ -107,8 +109,9 @@ def _groups_of(graph: ChannelGraph, tensor: str) -> set[int]:
 
 def _group_names(graph: ChannelGraph, groups: Collection[int]) -> str:
     if not groups:
-        return "no group by itself is at fault"
-    return f"in the group of {_listed([graph.groups[index].name for index in sorted(groups)])}"
+        return "in no group that can leave"
+    several = "s" if len(groups) > 1 else ""
+    return f"in the group{several} of {_listed([graph.groups[index].name for index in sorted(groups)])}"
 
 
 def _listed(names: Sequence[str], *, shown: int = 4) -> str:
