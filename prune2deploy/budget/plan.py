@@ -55,13 +55,6 @@ class PrunePlan:
         """Whether nothing is removed."""
         return all(len(entry.kept) == entry.dense_size for entry in self.entries)
 
-    def pruned_shapes(self, dense: Shapes) -> dict[str, tuple[int, ...]]:
-        """Shapes of all tensors after the plan, from the dense shapes."""
-        shapes = {name: list(shape) for name, shape in dense.items()}
-        for entry in self.entries:
-            shapes[entry.tensor][entry.dim] = len(entry.kept)
-        return {name: tuple(shape) for name, shape in shapes.items()}
-
     def then(self, later: "PrunePlan") -> "PrunePlan":
         """The plan that does this one and then ``later``, whose indices count within what this one kept.
 

@@ -43,7 +43,15 @@ def trace(model: nn.Module, example_inputs: torch.Tensor | Sequence[Any]) -> Tra
         ModelError: ``torch.export`` cannot trace the model; the message names the line.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    program = export_program(model, inputs)
+    return trace_program(model, export_program(model, inputs))
+
+
+def trace_program(model: nn.Module, program: ExportedProgram) -> Trace:
+    """Find the channels of ``model`` in ``program``, its own export.
+
+    Raises:
+        ModelError: some size in the program depends on data.
+    """
     tensors = _tensor_facts(model)
     _check_sizes(program)
     first = _interpret(program, tensors, Labelling())
