@@ -34,7 +34,7 @@ from prune2deploy.graph.trace import export_program, trace, trace_program
 from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.storage import write_json
 from prune2deploy.surgery.apply import pruned_copy
-from prune2deploy.surgery.culprits import FORWARD_ERRORS
+from prune2deploy.surgery.equality import FORWARD_ERRORS
 from prune2deploy.surgery.trial import freeze_what_breaks, randomised_copy
 from prune2deploy.surgery.verify import count_parameters, prove
 

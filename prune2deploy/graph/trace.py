@@ -69,16 +69,33 @@ def export_program(model: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, strict=False)
     except Exception as error:
-        line = _line_in_user_code(error)
-        summary = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"the model cannot be exported: {summary}",
-            where=line,
-            hint="rewrite that line without control flow on data: what torch.export cannot trace cannot be deployed",
-        ) from error
+        raise _untraceable(model, inputs, error) from error
     finally:
         for module, training in was_training.items():
             module.training = training
+
+
+def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> ModelError:
+    """Why a model was not exported: its code fails by itself on these inputs, or ``torch.export`` cannot follow it."""
+    try:
+        with torch.no_grad():
+            model(*torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, inputs))
+    except Exception as own:  # noqa: BLE001  # told to the user, whatever it is
+        shapes = [tuple(one.shape) for one in torch.utils._pytree.tree_leaves(inputs) if isinstance(one, torch.Tensor)]
+        return ModelError(
+            f"the model fails on inputs of shape {', '.join(map(str, shapes))}: {_summary(own)}",
+            where=_line_in_user_code(own),
+            hint="pass the input size that it expects with --input",
+        )
+    return ModelError(
+        f"the model cannot be exported: {_summary(error)}",
+        where=_line_in_user_code(error),
+        hint="rewrite that line without control flow on data: what torch.export cannot trace cannot be deployed",
+    )
+
+
+def _summary(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_sizes(program: ExportedProgram) -> None:

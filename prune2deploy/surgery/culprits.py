@@ -11,22 +11,9 @@ from prune2deploy.errors import ProofError
 from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
 from prune2deploy.surgery.apply import named_tensors, pruned_copy
-from prune2deploy.surgery.equality import difference
-from prune2deploy.surgery.evaluation_mode import evaluated
-from prune2deploy.surgery.gated import gated_outputs
+from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
 
 Passes = Callable[[Collection[int]], bool]
-
-FORWARD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a user's ``forward`` raises when a size in its code no longer fits."""
 
 
 def find_failing(candidates: Sequence[int], passes: Passes) -> list[int]:
@@ -67,10 +54,10 @@ def _smallest_failing(candidates: list[int], passes: Passes, beside: Sequence[in
 def cut_is_exact(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> bool:
     """Whether the slice of ``model`` runs and equals the gated dense one."""
     try:
-        outputs = evaluated(pruned_copy(model, plan_from_mask(trace.graph, kept)), inputs)
+        pruned = pruned_copy(model, plan_from_mask(trace.graph, kept))
+        return compared(trace, model, pruned, kept, inputs).fault is None
     except (ProofError, *FORWARD_ERRORS):
         return False
-    return difference(gated_outputs(trace, model, kept, inputs), outputs) is None
 
 
 def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> str:

@@ -103,6 +103,7 @@ def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> li
     }
     users = iter(torch.utils._pytree.tree_leaves(tuple(inputs)))
     clones: dict[int, Tensor] = {}
+    wide = any(tensor.dtype is torch.float64 for tensor in own.values())
     arguments: list[Any] = []
     for spec in trace.program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
@@ -114,5 +115,10 @@ def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> li
             buffer = own[str(spec.target)]
             arguments.append(clones.setdefault(id(buffer), buffer.clone()))
         else:
-            arguments.append(trace.program.constants[str(spec.target)])
+            constant = trace.program.constants[str(spec.target)]
+            arguments.append(constant.double() if wide and _is_floating(constant) else constant)
     return arguments
+
+
+def _is_floating(constant: Any) -> bool:
+    return isinstance(constant, Tensor) and constant.is_floating_point()

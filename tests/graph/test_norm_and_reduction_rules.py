@@ -37,6 +37,12 @@ def test_batch_norm_is_exact(see) -> None:
     assert see(stem(8, nn.BatchNorm2d(8))).graph.groups[0].exact
 
 
+def test_batch_norm_without_running_statistics_is_exact(see, prove_random_cut) -> None:
+    seen = see(stem(8, nn.BatchNorm2d(8, track_running_stats=False)))
+    assert seen.widths == {"0": 8}
+    prove_random_cut(seen)
+
+
 def test_layer_norm_over_a_map_keeps_the_map(see) -> None:
     seen = see(stem(8, nn.LayerNorm((8, 12, 12))))
     assert "is normalised over a size that is not a parameter's [aten.layer_norm.default]" in seen.frozen("0.weight")
@@ -87,7 +93,9 @@ class SpaceAsChannels(nn.Module):
         return self.out(self.norm(self.mix(x)))
 
 
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)])
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False)]
+)
 def test_statistics_over_produced_positions_freeze_them(see, norm: nn.Module) -> None:
     seen = see(SpaceAsChannels(norm), (1, 4, 6))
     assert seen.widths == {}

@@ -12,6 +12,8 @@ from prune2deploy.errors import ProofError
 from prune2deploy.graph.channels import ChannelMask
 from prune2deploy.graph.trace import Trace, trace
 from prune2deploy.surgery.apply import pruned_copy
+from prune2deploy.surgery.equality import relative_error
+from prune2deploy.surgery.gated import gated_outputs
 from prune2deploy.surgery.trial import randomised_copy
 from prune2deploy.surgery.verify import Proof, prove
 
@@ -95,6 +97,42 @@ def test_two_swapped_channels_are_refused(case: Case) -> None:
 def test_statistics_that_were_moved_are_refused(case: Case) -> None:
     case.pruned.norm.running_var.mul_(1.01)
     with pytest.raises(ProofError, match=r"dense model: norm\.running_var, in the group of stem;"):
+        case.prove()
+
+
+class Amplifying(Network):
+    """Blows rounding up, as deep networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (3e4 * super().forward(x)).sin()
+
+
+def test_rounding_that_a_network_amplifies_is_no_fault() -> None:
+    case = Case(Amplifying())
+    with torch.no_grad():
+        single = [case.pruned(*case.inputs)]
+    assert relative_error(gated_outputs(case.trace, case.dense, case.kept, case.inputs), single) > 1e-4
+    assert case.prove().relative_error < 1e-6
+
+
+def test_an_error_that_a_network_amplifies_is_one() -> None:
+    case = Case(Amplifying())
+    with torch.no_grad():
+        case.pruned.inside.weight[2, 3] += 0.05
+    with pytest.raises(ProofError, match=r"relative error .*inside\.weight"):
+        case.prove()
+
+
+class InsistsOnSinglePrecision(Amplifying):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def test_a_network_that_cannot_run_in_double_precision_is_judged_in_single() -> None:
+    case = Case(InsistsOnSinglePrecision())
+    with torch.no_grad():
+        case.pruned.inside.weight[2, 3] += 0.5
+    with pytest.raises(ProofError, match=r"relative error .*inside\.weight"):
         case.prove()
 
 

@@ -6,8 +6,15 @@ from prune2deploy.graph.rules.call import Call, Result, Rule
 
 
 def batch_norm(call: Call) -> Result:
-    """Scale, shift and running statistics leave with their channel (dimension 1)."""
-    data, labels = _one_channel_dimension(call, call.tensor("input"))
+    """Scale, shift and running statistics leave with their channel (dimension 1).
+
+    Statistics of the data itself (no running ones, or a weight that is standardised) need all other dimensions whole.
+    """
+    data = call.tensor("input")
+    if call.arguments.get("training"):
+        data = call.state.freeze_dim(data, 0, "is normalised over this dimension", call.node)
+        data = _fixed_beyond_channels(call, data)
+    data, labels = _one_channel_dimension(call, data)
     for name in ("weight", "bias", "running_mean", "running_var"):
         call.ride(call.optional_tensor(name), labels)
     return call.result(data.blocks)
