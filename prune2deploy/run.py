@@ -168,8 +168,8 @@ class RunFolder:
             raise InputError(
                 "is not a run folder (it holds no run.json)", where=str(folder), hint="make one with `p2d prune`"
             )
-        document = read_json(folder / MANIFEST)
-        return cls(folder.resolve(), RunManifest.from_document(document, where=str(folder / MANIFEST)))
+        document = read_json(folder / MANIFEST, hint="run `p2d prune` anew")
+        return cls(_shown(folder), RunManifest.from_document(document, where=str(folder / MANIFEST)))
 
     def save(self, manifest: RunManifest) -> None:
         """Replace the manifest, on disk and here."""
@@ -189,9 +189,14 @@ class RunFolder:
         """The bundle folder of a variant."""
         return self.path / variant
 
+    @property
+    def training_folder(self) -> Path:
+        """Where all trainings keep their last epochs; absent until one has ended."""
+        return self.path / "training"
+
     def training_path(self, variant: str) -> Path:
         """Where the training of a variant keeps its last epoch."""
-        return self.path / "training" / f"{variant}.pt"
+        return self.training_folder / f"{variant}.pt"
 
     def onnx_path(self, variant: str, precision: str) -> Path:
         """The ONNX file of a variant at a precision."""
@@ -221,6 +226,12 @@ class RunFolder:
 def _variant(record: Mapping[str, Any]) -> VariantRecord:
     onnx = {precision: OnnxRecord(**file) for precision, file in record["onnx"].items()}
     return VariantRecord(**{**record, "onnx": onnx})
+
+
+def _shown(folder: Path) -> Path:
+    """The real folder, not ``latest``, which moves on; relative where it lies in the current folder."""
+    real, here = folder.resolve(), Path.cwd()
+    return real.relative_to(here) if real.is_relative_to(here) else real
 
 
 def _first_free(path: Path) -> Path:

@@ -10,14 +10,14 @@ from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import BenchResult, write_result
 from prune2deploy.bench.subjects import BenchOptions, Subject
 from prune2deploy.bench.subjects import BenchRequest as Measurement
-from prune2deploy.engines.registry import engine_named
-from prune2deploy.pipeline.measurable import exported_run
+from prune2deploy.engines.onnx_file import read_onnx_file
+from prune2deploy.errors import InputError
+from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.report.tables import result_tables
 from prune2deploy.run import RunFolder
-from prune2deploy.storage import sha256_of_file
 
 
 def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> BenchOutcome:
@@ -30,7 +30,7 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
         InputError: a file is missing or no ONNX file.
         ParityError: an engine does not compute what its model computes; nothing was timed.
     """
-    engine = engine_named(request.engine)
+    engine = usable_engine(request.engine)
     if request.onnx_files:
         subjects, evaluation, folder = _bare_subjects(request.onnx_files), None, request.out
     else:
@@ -91,11 +91,15 @@ def _run_subjects(run: RunFolder, precisions: tuple[str, ...]) -> tuple[Subject,
 
 
 def _bare_subjects(files: tuple[Path, ...]) -> tuple[Subject, ...]:
+    read = [read_onnx_file(file) for file in files]
     stems = [file.stem for file in files]
     names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError("is named twice", where=twice, hint="name each file once; the first is the base")
     return tuple(
-        Subject(variant=name, precision="fp32", onnx_path=file, sha256=sha256_of_file(file))
-        for name, file in zip(names, files, strict=True)
+        Subject(variant=name, precision="fp32", onnx_path=file.path, sha256=file.sha256)
+        for name, file in zip(names, read, strict=True)
     )
 
 

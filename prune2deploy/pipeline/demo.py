@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prune2deploy.pipeline.bench import run_bench_command
+from prune2deploy.pipeline.measurable import usable_engine
 from prune2deploy.pipeline.outcomes import DemoOutcome
 from prune2deploy.pipeline.prune import run_prune
 from prune2deploy.pipeline.report import run_report
@@ -17,7 +18,7 @@ from prune2deploy.pipeline.requests import (
 )
 from prune2deploy.pipeline.train import run_train
 from prune2deploy.progress import SILENT, Progress
-from prune2deploy.run import MANIFEST, RunFolder
+from prune2deploy.run import LATEST, MANIFEST, RUNS_FOLDER, RunFolder
 
 # Wide enough that a narrower network is a faster one, small enough to train in seconds (docs/demo.md).
 MODEL = "resnet8_wide"
@@ -26,6 +27,9 @@ FLOPS = 0.33
 EPOCHS = 12
 FINE_TUNING_EPOCHS = 6
 BATCHES = (1, 32)
+# One thread repeats best, and a bounded measurement keeps the whole within three minutes on two cores.
+THREADS = 1
+BENCH_SECONDS = 60.0
 
 
 def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoOutcome:
@@ -35,6 +39,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoOutcome:
         EngineError: the engine asked for is not usable here.
         StorageError: a file cannot be written.
     """
+    usable_engine(request.engine)
     training_run, pruning_run = _begun(request) if request.resume else (None, None)
     trained = run_train(
         TrainRequest(
@@ -65,7 +70,8 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoOutcome:
             run=pruning.run,
             engine=request.engine,
             batches=BATCHES,
-            threads=request.threads,
+            threads=request.threads or THREADS,
+            max_seconds=BENCH_SECONDS,
             seed=request.seed,
             command=request.command,
         ),
@@ -81,7 +87,11 @@ def _begun(request: DemoRequest) -> tuple[Path | None, Path | None]:
         runs = (request.out / "training", request.out / "pruning")
         training, pruning = (run if (run / MANIFEST).is_file() else None for run in runs)
         return training, pruning
+    if not (Path(RUNS_FOLDER) / LATEST / MANIFEST).is_file():
+        return None, None
     latest = RunFolder.open()
+    if latest.manifest.command[:2] != request.command[:2]:
+        return None, None
     checkpoint = latest.manifest.options.get("checkpoint")
     if checkpoint is None:
         return latest.path, None

@@ -9,9 +9,10 @@ from prune2deploy.checkpoint.bundle import LoadedBundle, load_bundle
 from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import Normalization
 from prune2deploy.engines.engine import BuildOptions
+from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
-from prune2deploy.errors import InputError
+from prune2deploy.errors import InputError, ParityError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.evaluation_set import make_evaluation_set
 from prune2deploy.export.graph_passes import GraphPasses
@@ -25,7 +26,7 @@ GATE_ENGINE = "ort-cpu"
 
 
 def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOutcome:
-    """Export all variants of a run, and write ``evaluation.npz`` beside them.
+    """Export all variants of a run, and write ``evaluation.npz`` beside them; what is current already stays.
 
     Raises:
         ModelError: a model cannot be exported; the operator or line is named.
@@ -42,13 +43,69 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
         normalize=first.normalization if _asked_normalization(request, first.normalization, run.path) else None,
         softmax=request.softmax,
     )
+    # Files of one run share one evaluation set, so those of other precisions follow where the passes change.
+    jobs = [(name, precision) for precision in _precisions(run, request.precisions) for name in names]
+    current = [
+        (name, precision) for name, precision in jobs if _is_current(run, name, precision, bundles[name], passes)
+    ]
+    evaluation = _stored_evaluation(run, jobs) if current == jobs else None
+    if evaluation is not None:
+        progress.note("every file is exported already, and still agrees with its model")
+        return ExportOutcome(run=run.path, files=tuple(_file_of(run, *job) for job in jobs))
     evaluation = _evaluation_set(run, bundles, passes, progress)
-    files = []
-    for precision in request.precisions:
-        for name, bundle in bundles.items():
-            files.append(_export_one(run, name, precision, bundle, passes, evaluation, progress))
+    for name, precision in jobs:
+        _export_one(run, name, precision, bundles[name], passes, evaluation, progress)
     evaluation.save(run.evaluation_path)
-    return ExportOutcome(run=run.path, files=tuple(files))
+    return ExportOutcome(run=run.path, files=tuple(_file_of(run, *job) for job in jobs))
+
+
+def _precisions(run: RunFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """What was asked for, and what was exported before."""
+    before = (precision for variant in run.manifest.variants.values() for precision in variant.onnx)
+    return tuple(dict.fromkeys((*asked, *before)))
+
+
+def _is_current(run: RunFolder, name: str, precision: str, bundle: LoadedBundle, passes: GraphPasses) -> bool:
+    """Whether the file is there as it was written, by this version, from these weights and with these passes."""
+    record = run.manifest.variants[name].onnx.get(precision)
+    if record is None or not (run.path / record.file).is_file():
+        return False
+    try:
+        file = read_onnx_file(run.path / record.file)
+    except InputError:
+        return False
+    wanted = _metadata(name, precision, bundle, passes)
+    return file.sha256 == record.sha256 and wanted.items() <= file.metadata.items()
+
+
+def _stored_evaluation(run: RunFolder, jobs: list[tuple[str, str]]) -> EvaluationSet | None:
+    """The evaluation set beside the files, if they agree with it; None where it has to be made anew."""
+    try:
+        evaluation = EvaluationSet.load(run.evaluation_path)
+        for name, precision in jobs:
+            _parity(run.path / run.manifest.variants[name].onnx[precision].file, evaluation, name, precision)
+    except (InputError, ParityError):
+        return None
+    return evaluation
+
+
+def _parity(path: Path, evaluation: EvaluationSet, name: str, precision: str) -> float:
+    built = engine_named(GATE_ENGINE).build(path, BuildOptions(precision=precision))
+    try:
+        return check_parity(built, evaluation, name, precision=precision)
+    finally:
+        built.close()
+
+
+def _file_of(run: RunFolder, name: str, precision: str) -> ExportedFile:
+    record = run.manifest.variants[name].onnx[precision]
+    return ExportedFile(
+        variant=name,
+        precision=precision,
+        file=run.path / record.file,
+        bytes_total=record.bytes_total,
+        parity_max_error=record.parity_max_error,
+    )
 
 
 def _export_one(
@@ -59,44 +116,29 @@ def _export_one(
     passes: GraphPasses,
     evaluation: EvaluationSet,
     progress: Progress,
-) -> ExportedFile:
-    def gate(path: Path) -> float:
-        built = engine_named(GATE_ENGINE).build(path, BuildOptions(precision=precision))
-        try:
-            return check_parity(built, evaluation, name, precision=precision)
-        finally:
-            built.close()
-
+) -> None:
     exported = export_onnx(
         bundle.model,
         run.onnx_path(name, precision),
         input_shape=bundle.manifest.input_shape,
         passes=passes,
-        metadata=_metadata(name, precision, bundle),
-        gate=gate,
+        metadata=_metadata(name, precision, bundle, passes),
+        gate=lambda path: _parity(path, evaluation, name, precision),
         progress=progress,
     )
     if exported.unfolded_batch_norms:
         progress.note(f"{name}: {len(exported.unfolded_batch_norms)} batch norms could not be folded into convolutions")
-    error = exported.parity_max_error or 0.0
     record = OnnxRecord(
         file=str(exported.path.relative_to(run.path)),
         sha256=exported.sha256,
         bytes_total=exported.bytes_total,
-        parity_max_error=error,
+        parity_max_error=exported.parity_max_error or 0.0,
     )
     variant = run.manifest.variants[name]
     run.save_variant(replace(variant, onnx={**variant.onnx, precision: record}))
-    return ExportedFile(
-        variant=name,
-        precision=precision,
-        file=exported.path,
-        bytes_total=exported.bytes_total,
-        parity_max_error=error,
-    )
 
 
-def _metadata(name: str, precision: str, bundle: LoadedBundle) -> Mapping[str, str]:
+def _metadata(name: str, precision: str, bundle: LoadedBundle, passes: GraphPasses) -> Mapping[str, str]:
     plan = bundle.manifest.plan
     return {
         "p2d_version": __version__,
@@ -105,6 +147,8 @@ def _metadata(name: str, precision: str, bundle: LoadedBundle) -> Mapping[str, s
         "model": bundle.manifest.model,
         "weights_sha256": bundle.manifest.weights_sha256,
         "plan_fingerprint": plan.fingerprint if plan is not None else "",
+        "normalize": str(passes.normalize is not None).lower(),
+        "softmax": str(passes.softmax).lower(),
         "class_names": ",".join(bundle.manifest.class_names),
     }
 

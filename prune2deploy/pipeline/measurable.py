@@ -1,10 +1,29 @@
-"""A run with every ONNX file that a measurement needs: what is missing is exported."""
+"""What a measurement needs: an engine that runs here, and a run with every ONNX file; what is missing is exported."""
 
 from pathlib import Path
 
+from prune2deploy.engines.engine import Engine
+from prune2deploy.engines.registry import engine_named
+from prune2deploy.errors import EngineError
 from prune2deploy.pipeline.requests import ExportRequest
 from prune2deploy.progress import Progress
 from prune2deploy.run import RunFolder, VariantRecord
+
+
+def usable_engine(name: str) -> Engine:
+    """The engine of that name, if it runs here: asked before any work is done for it.
+
+    Raises:
+        EngineError: it does not; the message says what to do.
+        InputError: there is none of that name.
+    """
+    engine = engine_named(name)
+    availability = engine.availability()
+    if not availability.runs:
+        raise EngineError(
+            availability.reason or "is not usable here", where=f"--engine {engine.name}", hint=availability.hint
+        )
+    return engine
 
 
 def exported_run(path: Path | None, precisions: tuple[str, ...], progress: Progress) -> RunFolder:

@@ -1,6 +1,7 @@
 """``p2d prune``: from a checkpoint to a run with the variants dense, pruned and reduced."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from prune2deploy.data.splits import DataSplits
 from prune2deploy.graph.trace import Trace
 from prune2deploy.importance.criteria import criterion_named
 from prune2deploy.pipeline.cutting import (
+    Cut,
     CutChoices,
     cut_to_budget,
     example_inputs,
@@ -26,8 +28,10 @@ from prune2deploy.pipeline.cutting import (
 )
 from prune2deploy.pipeline.making import PRUNED, REDUCED, Work, make_dense, make_pruned, make_reduced
 from prune2deploy.pipeline.outcomes import PruneOutcome
+from prune2deploy.pipeline.places import settled_checkpoint
+from prune2deploy.pipeline.recipes import fine_tuning_recipe
 from prune2deploy.pipeline.requests import PruneRequest
-from prune2deploy.pipeline.runs import begin_run, end_run
+from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
 from prune2deploy.pipeline.subject import Subject, load_subject_data, open_subject
 from prune2deploy.pipeline.variants import variant_rows
 from prune2deploy.progress import SILENT, Progress
@@ -50,8 +54,12 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         ProofError: a cut is not exact; nothing was saved.
         StorageError: the run cannot be written; ``resume`` goes on from what is there.
     """
+    resumed = run_to_resume("prune", out=request.out, progress=progress) if request.resume else None
+    if resumed is None and not request.resume:
+        check_out(request.out)
+    fine_tuning_recipe(request.training, seed=request.seed)
     subject = open_subject(
-        request.checkpoint,
+        settled_checkpoint(request.checkpoint, resumed=resumed),
         model=request.model,
         input_shape=request.input_shape,
         trust_pickle=request.trust_pickle,
@@ -59,12 +67,16 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     )
     splits = load_subject_data(subject, request.data, progress=progress)
     method = request.method or (DEFAULT_METHOD if splits is not None else DATA_FREE_METHOD)
+    options = _options(request, subject, splits, method)
+    if resumed is not None:
+        check_repeats(resumed, model=subject.spec, options=options)
+        if resumed.manifest.finished:
+            return _outcome(resumed)
     inputs = example_inputs(subject.input_shape, seed=request.seed)
     whole = find_channels(subject.model, inputs, progress=progress)
-    options = _options(request, subject, splits, method)
-
-    run = _begin(request, subject, splits, options) if request.resume else None
-    if run is None or not run.manifest.pruning:
+    pruning: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    if resumed is None or not resumed.manifest.pruning:
         budget = Budget(flops=request.targets.flops, parameters=request.targets.parameters)
         choices = CutChoices(
             budget=budget,
@@ -84,18 +96,34 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             batches=batches,
             progress=progress,
         )
-        run = run or _begin(request, subject, splits, options)
-        _record_cut(run, whole, cut.plan, choices, cut.proof.relative_error)
-        for note in (*subject.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits)):
-            run.note(note)
-    work = Work(
-        request=request, subject=subject, splits=splits, traced=whole, inputs=inputs, run=run, progress=progress
+        pruning = _record_of(whole, cut, choices)
+        notes = tuple(dict.fromkeys((*subject.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits))))
+    begun = new_run(
+        command=request.command,
+        model=subject.spec,
+        input_shape=subject.input_shape,
+        data=splits.name if splits is not None else None,
+        seed=request.seed,
+        options=options,
+        out=request.out,
     )
-    make_dense(work)
-    make_pruned(work)
-    if REDUCED in request.variants:
-        make_reduced(work)
-    end_run(run)
+    with begun if resumed is None else nullcontext(resumed) as run:
+        if pruning:
+            run.save(replace(run.manifest, pruning=pruning, notes=notes))
+        work = Work(
+            request=replace(request, resume=resumed is not None),
+            subject=subject,
+            splits=splits,
+            traced=whole,
+            inputs=inputs,
+            run=run,
+            progress=progress,
+        )
+        make_dense(work)
+        make_pruned(work)
+        if REDUCED in request.variants:
+            make_reduced(work)
+        end_run(run)
     return _outcome(run)
 
 
@@ -106,22 +134,11 @@ def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAG
     yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
 
 
-def _begin(request: PruneRequest, subject: Subject, splits: DataSplits | None, options: dict[str, Any]) -> RunFolder:
-    return begin_run(
-        command=request.command,
-        model=subject.spec,
-        input_shape=subject.input_shape,
-        data=splits.name if splits is not None else None,
-        seed=request.seed,
-        options=options,
-        out=request.out,
-        resume=request.resume,
-    )
-
-
 def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None, method: str) -> dict[str, Any]:
     return {
-        "checkpoint": str(request.checkpoint),
+        "command": "prune",
+        "checkpoint": str(subject.path),
+        "weights_sha256": subject.weights_sha256,
         "targets": asdict(request.targets),
         "method": method,
         "ranking": request.ranking,
@@ -135,9 +152,9 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
     }
 
 
-def _record_cut(run: RunFolder, traced: Trace, plan: PrunePlan, choices: CutChoices, error: float) -> None:
-    """Enter the plan and what it does in the manifest: from here on the run can be resumed."""
-    graph = traced.graph
+def _record_of(traced: Trace, cut: Cut, choices: CutChoices) -> dict[str, Any]:
+    """What the manifest keeps of a cut: the plan, from which the run can be resumed, and what it does."""
+    graph, plan = traced.graph, cut.plan
     kept = mask_from_plan(graph, plan)
     achieved = {
         "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
@@ -145,20 +162,19 @@ def _record_cut(run: RunFolder, traced: Trace, plan: PrunePlan, choices: CutChoi
     }
     widths = zip(graph.groups, graph.kept_widths(kept), strict=True)
     inexact = [group.name for group, width in widths if not group.exact and width < group.width]
-    pruning = {
+    return {
         "method": choices.method,
         "criterion": choices.method,
         "ranking": choices.ranking,
         "targets": dict(choices.budget.fractions),
         "achieved": achieved,
         "alignment": plan.provenance["alignment"],
-        "proof_relative_error": error,
+        "proof_relative_error": cut.proof.relative_error,
         "layers": layer_widths(graph, {PRUNED: kept}),
         "frozen": frozen_rows(graph),
         "inexact": inexact,
         "plan": plan.to_document(),
     }
-    run.save(replace(run.manifest, pruning=pruning))
 
 
 def _notes_of(traced: Trace, plan: PrunePlan, splits: DataSplits | None) -> list[str]:

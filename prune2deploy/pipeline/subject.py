@@ -16,19 +16,24 @@ from prune2deploy.checkpoint.weights import load_weights
 from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import DataSplits, Normalization, check_fits
 from prune2deploy.errors import InputError, ModelError
-from prune2deploy.model.spec import ModelSpec, build_model, default_input_shape, default_normalization
+from prune2deploy.model.spec import TORCHVISION, ModelSpec, build_model, default_input_shape, default_normalization
+from prune2deploy.pipeline.places import settled_data
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import MANIFEST, RunFolder
+from prune2deploy.storage import sha256_of_file
 
 DENSE = "dense"
+_RESCALING = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model with its weights, and what is known of it.
 
-    ``plan`` is what was already cut out of ``spec`` (a bundle of a pruned model), None for nothing. ``trained_epochs``
-    is how long it was trained, None where the checkpoint does not say. ``notes`` are choices made for the user.
+    ``plan`` is what was already cut out of ``spec`` (a bundle of a pruned model), None for nothing. ``path`` is what
+    was read, absolute, and ``weights_sha256`` the digest of the file in it that holds the weights; both are None for
+    an untrained model. ``trained_epochs`` is how long it was trained, None where the checkpoint does not say.
+    ``notes`` are choices made for the user.
     """
 
     model: nn.Module
@@ -37,7 +42,9 @@ class Subject:
     input_shape: tuple[int, ...]
     data: str | None
     normalization: Normalization | None
+    path: Path | None = None
     trained_epochs: int | None = None
+    weights_sha256: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -58,7 +65,7 @@ def open_subject(
     """
     with progress.task(f"reading {path}"):
         if (path / MANIFEST).is_file():
-            path = RunFolder.open(path).bundle_path(DENSE)
+            path = _dense_of_run(path)
         if is_bundle(path):
             subject = _from_bundle(path, model)
         else:
@@ -94,12 +101,15 @@ def load_subject_data(subject: Subject, data: str | None, *, progress: Progress 
     Raises:
         DataError: it cannot be read, or its classes do not fit the model.
     """
-    spec = data or subject.data
-    if spec is None:
+    named = data or subject.data
+    if named is None:
         return None
     channels, height, width = subject.input_shape
     splits = load_data(
-        spec, input_shape=(channels, height, width), normalization=subject.normalization, progress=progress
+        settled_data(named),
+        input_shape=(channels, height, width),
+        normalization=subject.normalization,
+        progress=progress,
     )
     check_fits(splits, output_count(subject.model, subject.input_shape))
     return splits
@@ -128,6 +138,18 @@ def output_count(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     return int(scores.shape[1])
 
 
+def _dense_of_run(path: Path) -> Path:
+    run = RunFolder.open(path)
+    if DENSE not in run.manifest.variants:
+        held = ", ".join(run.manifest.variants) or "nothing yet"
+        raise InputError(
+            f"the run holds no dense model ({held})",
+            where=str(path),
+            hint="finish it with --resume, or name the folder of a variant",
+        )
+    return run.bundle_path(DENSE)
+
+
 def _from_bundle(path: Path, model: str | None) -> Subject:
     bundle = load_bundle(path)
     manifest = bundle.manifest
@@ -144,6 +166,8 @@ def _from_bundle(path: Path, model: str | None) -> Subject:
         data=manifest.data,
         normalization=None if constants is None else Normalization(mean=constants[0], std=constants[1]),
         trained_epochs=manifest.provenance.get("epochs"),
+        path=path.resolve(),
+        weights_sha256=manifest.weights_sha256,
         provenance=manifest.provenance,
     )
 
@@ -165,6 +189,7 @@ def _from_foreign(path: Path, model_text: str | None, *, trust_pickle: bool) -> 
         notes.append(f"the architecture is {spec}, by the names and shapes of its tensors")
         notes += found.notes
     model = build_model(spec, seed=0)
+    notes += _input_transform_note(spec)
     notes += load_weights(model, checkpoint.state_dict, spec=spec, where=str(path))
     model.eval()
     input_shape = default_input_shape(spec, model)
@@ -176,8 +201,20 @@ def _from_foreign(path: Path, model_text: str | None, *, trust_pickle: bool) -> 
         input_shape=input_shape,
         data=checkpoint.data,
         normalization=_published_normalization(spec, model),
+        path=path.resolve(),
+        weights_sha256=sha256_of_file(path),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _input_transform_note(spec: ModelSpec) -> list[str]:
+    """Keys and shapes do not show whether a network rescales its input, as torchvision's published weights expect."""
+    if spec.source != TORCHVISION or spec.name not in _RESCALING or "transform_input" in spec.arguments:
+        return []
+    return [
+        f"the weights that torchvision publishes for {spec.name} expect rescaled inputs: for those pass "
+        f"--model '{spec.with_arguments(transform_input=True)}'"
+    ]
 
 
 def _published_normalization(spec: ModelSpec, model: nn.Module) -> Normalization | None:
