@@ -51,9 +51,16 @@ def test_a_third_of_a_network_of_the_zoo_is_exact(see, prove_random_cut, name: s
     assert_a_third_is_exact(see, prove_random_cut, build_model(spec), (1, 1, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x1_0"])
-def test_no_group_of_a_known_network_breaks_its_code(name: str) -> None:
-    model, inputs = torchvision_model(name), (torch.randn(1, 3, 64, 64),)
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet18", 64), ("mobilenet_v2", 64), ("shufflenet_v2_x1_0", 64), ("efficientnet_b0", 224)],
+)
+def test_no_group_of_a_known_network_breaks_its_code(name: str, side: int) -> None:
+    # efficientnet_b0 at 224 amplifies rounding so much that a trial in single precision alone would freeze groups
+    model, inputs = (
+        torchvision_model(name),
+        (torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)),),
+    )
     traced = trace(model, inputs)
     assert freeze_what_breaks(traced, model, inputs) is traced
 
