@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import check_fits
-from prune2deploy.model.spec import ZOO, ModelSpec, build_model, default_input_shape, fit_to_data
+from prune2deploy.model.spec import IMPORT, ZOO, ModelSpec, build_model, default_input_shape, fit_to_data
 from prune2deploy.pipeline.cutting import example_inputs
 from prune2deploy.pipeline.outcomes import TrainOutcome
 from prune2deploy.pipeline.places import settled_data
@@ -58,7 +58,13 @@ def run_train(request: TrainRequest, progress: Progress = SILENT) -> TrainOutcom
     )
     with begun if resumed is None else nullcontext(resumed) as run:
         result = train(
-            model, splits, recipe, state_path=run.training_path(DENSE), resume=resumed is not None, progress=progress
+            model,
+            splits,
+            recipe,
+            state_path=run.training_path(DENSE),
+            resume=resumed is not None,
+            description="training dense",
+            progress=progress,
         )
         subject = Subject(
             model=model,
@@ -101,8 +107,8 @@ def _outcome(run: RunFolder) -> TrainOutcome:
 
 
 def _input_shape(request: TrainRequest) -> tuple[int, int, int] | None:
-    """What the user says; else the zoo takes images as the data has them, others the size they are made for."""
+    """What the user says; else libraries' models get the size they are made for, others images as the data has them."""
     spec = ModelSpec.parse(request.model)
-    if request.input_shape is not None or spec.source == ZOO:
+    if request.input_shape is not None or spec.source in (ZOO, IMPORT):
         return request.input_shape
     return default_input_shape(spec, build_model(spec, seed=0))

@@ -1,4 +1,4 @@
-"""The command line without its stages: a stand-in for one pipeline function, and a way to run a command."""
+"""The command line without its stages: a stand-in for one pipeline function."""
 
 import sys
 from collections.abc import Callable
@@ -6,9 +6,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
-
-from prune2deploy.cli.app import app
 
 FUNCTIONS = {
     "train": "run_train",
@@ -21,16 +18,6 @@ FUNCTIONS = {
     "demo": "run_demo",
     "doctor": "run_doctor",
 }
-
-
-@pytest.fixture
-def run_p2d() -> Callable[..., Result]:
-    """Run ``p2d`` with these arguments, in this process."""
-
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(app, list(arguments), prog_name="p2d")
-
-    return run
 
 
 @pytest.fixture
