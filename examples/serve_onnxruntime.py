@@ -3,6 +3,7 @@
 python serve_onnxruntime.py p2d-runs/latest/onnx/pruned-fp32.onnx photo.jpg
 """
 
+import json
 import sys
 
 import numpy as np
@@ -21,7 +22,7 @@ def main(model_path: str, image_path: str) -> None:
     batch = pixels.transpose(2, 0, 1)[np.newaxis]  # (1, channels, height, width), in [0, 1]
 
     (probabilities,) = session.run(None, {model_input.name: batch})
-    names = session.get_modelmeta().custom_metadata_map.get("class_names", "").split(",")
+    names = json.loads(session.get_modelmeta().custom_metadata_map.get("class_names", "[]"))
     for index in np.argsort(-probabilities[0])[:5]:
         name = names[index] if len(names) == probabilities.shape[1] else f"class {index}"
         print(f"{probabilities[0, index]:6.1%}  {name}")

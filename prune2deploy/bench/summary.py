@@ -197,7 +197,7 @@ def _notes(request: BenchRequest, builds: Sequence[BuildSamples], controls: Sequ
         slowest = max(build.minimum_seconds for build in builds)
         yield f"{note}; --max-seconds {slowest * asked * 1.2:.0f} would do for all"
     elif measured < MINIMUM_BUILDS_FOR_AN_INTERVAL:
-        yield f"{measured} builds give no interval and decide no claim; ask for at least 3"
+        yield f"fewer than 3 builds ({measured}) give no interval and decide no claim; ask for at least 3"
     yield from _unsteady(builds)
     for control in controls:
         if control.passed is False:

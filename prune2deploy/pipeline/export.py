@@ -1,5 +1,7 @@
 """``p2d export``: every variant of a run to ONNX, each behind the parity gate."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -139,18 +141,23 @@ def _export_one(
 
 
 def _metadata(name: str, precision: str, bundle: LoadedBundle, passes: GraphPasses) -> Mapping[str, str]:
-    plan = bundle.manifest.plan
     return {
         "p2d_version": __version__,
         "variant": name,
         "precision": precision,
         "model": bundle.manifest.model,
         "weights_sha256": bundle.manifest.weights_sha256,
-        "plan_fingerprint": plan.fingerprint if plan is not None else "",
-        "normalize": str(passes.normalize is not None).lower(),
-        "softmax": str(passes.softmax).lower(),
-        "class_names": ",".join(bundle.manifest.class_names),
+        "plan_sha256": _plan_digest(bundle),
+        "normalize": json.dumps(passes.normalize),
+        "softmax": json.dumps(passes.softmax),
+        "class_names": json.dumps(bundle.manifest.class_names),
     }
+
+
+def _plan_digest(bundle: LoadedBundle) -> str:
+    """What was cut, in one digest; empty for a dense model."""
+    plan = bundle.manifest.plan
+    return "" if plan is None else hashlib.sha256(json.dumps(plan.to_document(), sort_keys=True).encode()).hexdigest()
 
 
 def _evaluation_set(

@@ -85,6 +85,7 @@ def make_pruned(work: Work) -> None:
             recipe,
             state_path=work.run.training_path(PRUNED),
             resume=work.request.resume,
+            description="fine-tuning pruned",
             progress=work.progress,
         )
         accuracies["final"] = result.accuracy
@@ -130,6 +131,7 @@ def make_reduced(work: Work) -> None:
             recipe,
             state_path=work.run.training_path(REDUCED),
             resume=work.request.resume,
+            description="training reduced",
             progress=work.progress,
         )
         accuracies["final"] = result.accuracy

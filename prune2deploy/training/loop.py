@@ -43,15 +43,16 @@ def train(
     state_path: Path | None = None,
     resume: bool = False,
     policy: Policy | None = None,
+    description: str = "training",
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train ``model`` in place on ``splits.train``, evaluating on ``splits.evaluation`` after every epoch.
 
-    With ``state_path`` the state at the end of each epoch is kept there, atomically. With ``resume`` and such a file
-    the training goes on from it: on a CPU the final weights and the history (apart from seconds) equal those of an
-    uninterrupted training, bit by bit; where all epochs are done, it returns at once. ``model`` is then to be the one
-    that the training began with; what a policy had cut is cut again. The caller's random generators, the model's device
-    and its training flags are left as they were.
+    ``description`` names the work in ``progress``. With ``state_path`` the state at the end of each epoch is kept
+    there, atomically. With ``resume`` and such a file the training goes on from it: on a CPU the final weights and
+    the history (apart from seconds) equal those of an uninterrupted training, bit by bit; where all epochs are done,
+    it returns at once. ``model`` is then to be the one that the training began with; what a policy had cut is cut
+    again. The caller's random generators, the model's device and its training flags are left as they were.
 
     Raises:
         InputError: a value of the recipe does not fit the data or the processes; the loss is not finite (the state of
@@ -62,7 +63,7 @@ def train(
         StorageError: the state cannot be written; the state of the epoch before is intact.
     """
     flags = {module: module.training for module in model.modules()}
-    training = _Training(model, splits, recipe, state_path, policy, progress)
+    training = _Training(model, splits, recipe, state_path, policy, description, progress)
     device = training.accelerator.device
     try:
         with own_randomness(device), placed(model, device):
@@ -83,6 +84,7 @@ class _Training:
         recipe: TrainingRecipe,
         state_path: Path | None,
         policy: Policy | None,
+        description: str,
         progress: Progress,
     ) -> None:
         self.accelerator = accelerator_for(recipe.mixed_precision)
@@ -90,6 +92,7 @@ class _Training:
         self.splits = splits
         self.recipe = recipe
         self.state_path = state_path
+        self.description = description
         self.plain = policy is None
         self.policy = policy if policy is not None else NoPruning()
         self.progress = progress if self.accelerator.is_main_process else SILENT
@@ -104,7 +107,7 @@ class _Training:
         self._set_up(self._stored_state() if resume else None)
         resumed_at = len(self.history)
         evaluation = None
-        with self.progress.task("training", total=self.recipe.epochs * self.steps_per_epoch) as task:
+        with self.progress.task(self.description, total=self.recipe.epochs * self.steps_per_epoch) as task:
             task.advance(resumed_at * self.steps_per_epoch)
             if resumed_at == 0:
                 seed_everything(epoch_seed(self.recipe.seed, 0))

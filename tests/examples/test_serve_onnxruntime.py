@@ -1,5 +1,6 @@
 """The examples run as a stranger would run them: as programs, on files that the product wrote."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def picture_of(digit: int, folder: Path) -> tuple[Path, np.ndarray]:
 
 
 def test_pictures_of_digits_are_named_by_the_class_names_in_the_file(tmp_path: Path) -> None:
-    model = exported(tmp_path, 1, {"class_names": ",".join(CLASS_NAMES)})
+    model = exported(tmp_path, 1, {"class_names": json.dumps(CLASS_NAMES)})
     for digit in (0, 6):
         image, pixels = picture_of(digit, tmp_path)
         answers = served(model, image)
