@@ -17,7 +17,8 @@ from prune2deploy.cli.app import app
 NURSERY = """
 import json, os, signal, sys
 import prune2deploy as p2d
-import prune2deploy.pipeline.bench, prune2deploy.pipeline.export, prune2deploy.pipeline.prune, prune2deploy.pipeline.train
+import prune2deploy.pipeline.bench, prune2deploy.pipeline.export
+import prune2deploy.pipeline.prune, prune2deploy.pipeline.train
 from prune2deploy.cli.app import main
 
 def child(asked):
@@ -72,6 +73,17 @@ class Branching(Tiny):
         if image.mean() > 0:
             return super().forward(image)
         return super().forward(-image)
+
+
+class Flat(nn.Module):
+    """Nothing in it can leave: the input and the output of the model bound its one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, image):
+        return self.head(image.flatten(1))
 
 
 def raising(num_classes=10):
@@ -134,5 +146,5 @@ def own_process() -> Iterator[Callable[..., Finished]]:
 
 @pytest.fixture(scope="session")
 def tiny_source() -> str:
-    """A module with the factories ``Tiny``, ``Branching`` (cannot be exported) and ``raising``."""
+    """A module with factories: ``Tiny``, ``Branching`` (no export), ``Flat`` (nothing to prune) and ``raising``."""
     return TINY

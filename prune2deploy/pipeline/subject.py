@@ -70,6 +70,10 @@ def open_subject(
             subject = _from_bundle(path, model)
         else:
             subject = _from_foreign(path, model, trust_pickle=trust_pickle)
+            if input_shape is None:
+                size = "x".join(map(str, subject.input_shape))
+                note = f"the input size is taken to be {size}: --input overrules"
+                subject = replace(subject, notes=(*subject.notes, note))
         if input_shape is not None:
             subject = replace(subject, input_shape=input_shape)
     for note in subject.notes:
@@ -192,13 +196,11 @@ def _from_foreign(path: Path, model_text: str | None, *, trust_pickle: bool) -> 
     notes += _input_transform_note(spec)
     notes += load_weights(model, checkpoint.state_dict, spec=spec, where=str(path))
     model.eval()
-    input_shape = default_input_shape(spec, model)
-    notes.append(f"the input size is taken to be {'x'.join(map(str, input_shape))}: --input overrules")
     return Subject(
         model=model,
         spec=spec,
         plan=None,
-        input_shape=input_shape,
+        input_shape=default_input_shape(spec, model),
         data=checkpoint.data,
         normalization=_published_normalization(spec, model),
         path=path.resolve(),
