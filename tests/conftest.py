@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prune2deploy.cli.app import app
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that is tested here.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Imports the stages once and forks a child for each command, because importing torch takes longer than most tests.
 NURSERY = """

@@ -4,8 +4,9 @@
       model.safetensors                 weights, with the manifest in the metadata of the header
       bundle.json                       the manifest once more, for people and other programs
 
-Loading builds the architecture without drawing weights, slices it by the plan and puts the weights in, strictly. It
-never traces. ``model.safetensors`` is a whole bundle by itself, so that replacing it is one rename.
+Loading builds the architecture without drawing weights, slices it by the plan and puts the weights in, strictly. Only
+where the plan needs the graph edited (``backend``: graph) is the architecture traced again. ``model.safetensors`` is a
+whole bundle by itself, so that replacing it is one rename.
 """
 
 import hashlib
@@ -20,16 +21,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.budget.plan import PrunePlan, fingerprint_of
 from prune2deploy.checkpoint.compare import compare
-from prune2deploy.checkpoint.manifest import BundleManifest, versions_here
+from prune2deploy.checkpoint.manifest import BACKENDS, BundleManifest, versions_here
 from prune2deploy.checkpoint.skeleton import build_skeleton
-from prune2deploy.errors import CheckpointError, InputError, ModelError
+from prune2deploy.errors import CheckpointError, InputError, ModelError, ProofError
 from prune2deploy.model.spec import ModelSpec, build_model
 from prune2deploy.storage import atomic_path, read_json, write_json
 from prune2deploy.surgery.apply import apply_plan, as_parameter_like, named_tensors, replace_tensors, shapes_of
+from prune2deploy.surgery.edit import rebuilt_copy
+from prune2deploy.surgery.edited import EditedModule
 
 WEIGHTS_FILE = "model.safetensors"
+MODULE, GRAPH = BACKENDS
 MANIFEST_FILE = "bundle.json"
 _METADATA_KEY = "p2d"
 _HINT = "copy the bundle again, or make it anew"
@@ -71,7 +75,8 @@ def save_bundle(
         InputError: the model is not what ``spec`` and ``plan`` give, or has state that is no tensor.
         StorageError: the disk is full or refuses the file. An earlier bundle of that name is intact.
     """
-    _check_rebuildable(model, spec, plan)
+    backend = GRAPH if isinstance(model, EditedModule) else MODULE
+    _check_rebuildable(model, spec, plan, backend)
     tensors, aliases = _stored_tensors(model)
     manifest = BundleManifest(
         model=str(spec),
@@ -87,6 +92,7 @@ def save_bundle(
         metrics=metrics or {},
         aliases=aliases,
         versions=versions_here(),
+        backend=backend,
     )
     document = manifest.to_document()
     single = path.suffix == ".safetensors"
@@ -116,7 +122,7 @@ def load_bundle(path: Path) -> LoadedBundle:
         raise _damaged(file, error) from error
     if len(tensors) != manifest.tensor_count or weights_digest(tensors) != manifest.weights_sha256:
         raise CheckpointError("the weights are damaged (their digest is another)", where=str(file), hint=_HINT)
-    model = _sliced_architecture(ModelSpec.parse(manifest.model), manifest.plan, where=str(path))
+    model = _pruned_architecture(manifest, where=str(path))
     weights = {**tensors, **{alias: tensors[name] for alias, name in manifest.aliases.items()}}
     differences = compare(expected=shapes_of(model), found={name: tuple(t.shape) for name, t in weights.items()})
     if differences.count:
@@ -204,7 +210,7 @@ def _check_manifest_file(path: Path, embedded: Mapping[str, Any]) -> None:
         )
 
 
-def _check_rebuildable(model: nn.Module, spec: ModelSpec, plan: PrunePlan | None) -> None:
+def _check_rebuildable(model: nn.Module, spec: ModelSpec, plan: PrunePlan | None, backend: str) -> None:
     """A bundle that could not be loaded is never written."""
     extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
@@ -213,8 +219,13 @@ def _check_rebuildable(model: nn.Module, spec: ModelSpec, plan: PrunePlan | None
             where=str(spec),
             hint="drop get_extra_state from the module",
         )
-    rebuilt = _sliced_architecture(spec, plan, where=str(spec))
-    differences = compare(expected=shapes_of(rebuilt), found=shapes_of(model))
+    if backend == GRAPH and plan is None:
+        raise InputError("the model is an edited graph, and there is no plan to edit it by again", where=str(spec))
+    rebuilt = _architecture(spec) if backend == GRAPH else _sliced_architecture(spec, plan, where=str(spec))
+    shapes = shapes_of(rebuilt)
+    if backend == GRAPH and plan is not None:
+        shapes = _shapes_after(plan, shapes, _aliases(rebuilt), where=str(spec))
+    differences = compare(expected=shapes, found=shapes_of(model))
     if differences.count:
         raise InputError(f"the model is not what its spec and plan give: {differences}", where=str(spec))
     own = named_tensors(model)
@@ -250,6 +261,34 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
         tensors[name] = values.clone() if address in storages else values
         storages.add(address)
     return tensors, aliases
+
+
+def _shapes_after(
+    plan: PrunePlan, shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], *, where: str
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that a plan leaves of dense ones, without anything being built again."""
+    if fingerprint_of(shapes) != plan.fingerprint:
+        raise InputError("the plan belongs to another model (names or shapes of tensors differ)", where=where)
+    after = {name: list(shape) for name, shape in shapes.items()}
+    for entry in plan.entries:
+        after[entry.tensor][entry.dim] = len(entry.kept)
+    return {name: tuple(after[aliases.get(name, name)]) for name in shapes}
+
+
+def _pruned_architecture(manifest: BundleManifest, *, where: str) -> nn.Module:
+    spec = ModelSpec.parse(manifest.model)
+    if manifest.backend == MODULE or manifest.plan is None:
+        return _sliced_architecture(spec, manifest.plan, where=where)
+    # Tracing wants tensors that have memory, so the weights are drawn here and thrown away.
+    model = build_model(spec, seed=0).eval()
+    try:
+        return rebuilt_copy(model, manifest.plan, (torch.zeros(1, *manifest.input_shape),))
+    except (InputError, ProofError) as error:
+        raise CheckpointError(
+            f"{spec} cannot be traced and edited here as where the bundle was made ({error})",
+            where=where,
+            hint=f"use the versions that made it: {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}",
+        ) from error
 
 
 def _sliced_architecture(spec: ModelSpec, plan: PrunePlan | None, *, where: str) -> nn.Module:

@@ -14,6 +14,7 @@ from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import CheckpointError, InputError
 
 SCHEMA_VERSION = 1
+BACKENDS = ("module", "graph")
 _DIGEST = "manifest_sha256"
 _HINT = "copy the bundle again, or make it anew"
 
@@ -26,7 +27,8 @@ class BundleManifest:
     ``input_shape`` is (channels, height, width). ``normalization`` is mean and standard deviation on images in [0, 1],
     one value a channel. ``data`` is the data spec that the weights were trained on. ``aliases`` maps second names of
     shared tensors to the name that is stored. ``weights_sha256`` digests names, types, shapes and values of the stored
-    tensors. ``metrics`` and ``provenance`` are for people and reports, and change nothing.
+    tensors. ``backend`` is how the plan is applied: ``module`` (slicing) or ``graph`` (editing). ``metrics`` and
+    ``provenance`` are for people and reports, and change nothing.
     """
 
     model: str
@@ -42,6 +44,7 @@ class BundleManifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    backend: str = "module"
     schema_version: int = SCHEMA_VERSION
 
     def to_document(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class BundleManifest:
             "tensor_count": self.tensor_count,
             "aliases": dict(self.aliases),
             "plan": self.plan.to_document() if self.plan else None,
+            "backend": self.backend,
         }
         return {**document, _DIGEST: _digest(document)}
 
@@ -88,6 +92,8 @@ class BundleManifest:
                 fields["normalization"] = (tuple(mean), tuple(deviation))
             if fields["plan"] is not None:
                 fields["plan"] = PrunePlan.from_document(fields["plan"], where=where)
+            if fields.get("backend", "module") not in BACKENDS:
+                raise ValueError(f"it knows no backend {fields['backend']!r}")
             return cls(**fields)
         except (KeyError, TypeError, ValueError, InputError) as error:
             raise CheckpointError(

@@ -96,6 +96,36 @@ Scope = Annotated[
         help="What may be cut: all, or inside-blocks (residual streams keep their widths).",
     ),
 ]
+Protect = Annotated[
+    str | None,
+    typer.Option(
+        "--protect",
+        metavar="PATTERNS",
+        rich_help_panel=_TARGET,
+        help="Layers that keep their width, comma-separated, with * for any part of a name: head,blocks.0.*",
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only",
+        metavar="PATTERNS",
+        rich_help_panel=_TARGET,
+        help="The only layers that may be cut, comma-separated, with * for any part of a name.",
+    ),
+]
+ExactOnly = Annotated[
+    bool,
+    typer.Option(
+        "--exact-only",
+        rich_help_panel=_TARGET,
+        help="Leave channels alone over which a norm takes its statistics: cutting them is not exact.",
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option("--backend", metavar="NAME", rich_help_panel=_TARGET, help=_listed("How to cut", choices.BACKENDS)),
+]
 Align = Annotated[
     str,
     typer.Option(

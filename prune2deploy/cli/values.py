@@ -44,6 +44,16 @@ def names(option: str, text: str, choices: Mapping[str, str]) -> tuple[str, ...]
     return tuple(name for name in choices if name in asked)
 
 
+def patterns(option: str, text: str | None) -> tuple[str, ...]:
+    """Shell patterns for names, comma-separated, such as blocks.*.mlp.fc1,head."""
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise InputError("holds an empty name", where=f"{option} {text}", hint=f"for instance {option} blocks.0.*,head")
+    return parts
+
+
 def optional_name(option: str, text: str | None, choices: Mapping[str, str]) -> str | None:
     """One name out of ``choices``."""
     return None if text is None else known(text, choices, where=option)

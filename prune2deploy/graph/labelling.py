@@ -36,13 +36,17 @@ class Reader:
 
     node: str
     argument: int
+    element: int
     dim: int
     labels: Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelNorm:
-    """A norm whose statistics are taken over a labelled dimension of its first argument."""
+    """An operator whose result for one channel depends on the others, along a labelled dimension of its first argument.
+
+    Norms, means and maxima over channels, convolutions that slide over them.
+    """
 
     node: str
     dim: int
@@ -54,17 +58,27 @@ class Labelling:
     """Everything that interpreting a graph establishes.
 
     ``votes`` counts, for each axis that a reshape made, how often an operator would like that axis to be the one
-    that is cut. With ``collapse`` the votes are used: a joint block keeps its most wanted axis only.
+    that is cut. A vote counts for the axis of an earlier reshape
+    (``parents``) too, of which this one is a part. With ``collapse`` the votes are used: a joint block keeps its most
+    wanted axis only.
+
+    ``sizes_are_free`` says that sizes written in the code will be rewritten, and constrain nothing. Then a part of a
+    dimension (a chunk, a slice) may have a width of its own: ``pieces`` notes these, so that none becomes empty.
+    ``tensor_label_count`` labels belong to parameters and buffers; all others come after them.
     """
 
     votes: Counter[AxisKey] = field(default_factory=Counter)
+    parents: dict[AxisKey, AxisKey] = field(default_factory=dict)
     collapse: bool = False
+    sizes_are_free: bool = False
     label_count: int = 1
+    tensor_label_count: int = 1
     edges: list[tuple[Labels, Labels]] = field(default_factory=list)
     freezes: list[tuple[Freeze, Labels]] = field(default_factory=list)
     producers: list[Labels] = field(default_factory=list)
     consumers: list[Labels] = field(default_factory=list)
     streams: list[Labels] = field(default_factory=list)
+    pieces: list[Labels] = field(default_factory=list)
     counted: list[CountedOperator] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     norms: list[ChannelNorm] = field(default_factory=list)
@@ -76,6 +90,10 @@ class Labelling:
         labels = np.arange(self.label_count, self.label_count + count, dtype=np.int64)
         self.label_count += count
         return labels
+
+    def is_of_tensors(self, block: Block) -> bool:
+        """Whether some label belongs to a parameter or buffer, and not to repeated or constant data."""
+        return bool(((block.labels > FROZEN_LABEL) & (block.labels < self.tensor_label_count)).any())
 
     def unite(self, first: Labels, second: Labels) -> None:
         """Positions of ``first`` and ``second`` (shapes broadcast) can only leave together."""
@@ -110,6 +128,7 @@ class Labelling:
         if len(block.dims) == 1:
             self.freeze(block.labels, reason, node)
             return Value(value.shape, others, value.tensor)
+        self.vote_against(block, dim)
         axis = block.along(dim)
         labels = self.unite_along(block.labels, axis)
         dims = block.dims[:axis] + block.dims[axis + 1 :]
@@ -128,10 +147,8 @@ class Labelling:
         ``vote`` names a dimension that the calling operator would like to be cut; it is counted.
         Without ``collapse`` (the first pass) the block stays as it is, unless its axes have no keys.
         """
-        if vote is not None and len(block.dims) > 1:
-            key = block.keys[block.along(vote)]
-            if key is not None:
-                self.votes[key] += 1
+        if vote is not None:
+            self._vote(block.keys[block.along(vote)])
         if len(block.dims) == 1 or not self.collapse:
             return block
         scores = [
@@ -142,15 +159,30 @@ class Labelling:
         labels = np.moveaxis(block.labels, chosen, 0).reshape(block.labels.shape[chosen], -1)
         return Block.of(block.dims[chosen], self.unite_along(labels, 1))
 
+    def vote_against(self, block: Block, dim: int) -> None:
+        """An operator needs the size of ``dim``: the other axes of a joint block should be cut."""
+        if len(block.dims) > 1:
+            for key, other in zip(block.keys, block.dims, strict=True):
+                if other != dim:
+                    self._vote(key)
+
+    def _vote(self, key: AxisKey | None) -> None:
+        while key is not None:
+            self.votes[key] += 1
+            key = self.parents.get(key)
+
     def count(self, node: torch.fx.Node, coefficient: int, widths: Iterable[Labels | None]) -> None:
         """Count FLOPs: ``coefficient`` covers every dimension that has no labels."""
         labelled = tuple(labels for labels in widths if labels is not None)
         self.counted.append(CountedOperator(layer=module_path_of(node), coefficient=coefficient, widths=labelled))
 
-    def read(self, node: torch.fx.Node, argument: int, dim: int, labels: Labels | None) -> None:
-        """Note that ``node`` sums over ``dim`` of its positional argument number ``argument``."""
+    def read(self, node: torch.fx.Node, argument: int, dim: int, labels: Labels | None, *, element: int = 0) -> None:
+        """Note that ``node`` sums over ``dim`` of its positional argument number ``argument``.
+
+        ``element`` counts within an argument that is a list of tensors.
+        """
         if labels is not None:
-            self.readers.append(Reader(node=node.name, argument=argument, dim=dim, labels=labels))
+            self.readers.append(Reader(node=node.name, argument=argument, element=element, dim=dim, labels=labels))
 
 
 def operator_name(node: torch.fx.Node) -> str:

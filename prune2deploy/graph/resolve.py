@@ -33,11 +33,15 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadDimension:
-    """A dimension of an operator's argument and the channel of each of its positions, -1 where fixed."""
+    """A dimension of an operator's argument and the channel of each of its positions, -1 where fixed.
+
+    ``element`` counts within an argument that is a list of tensors.
+    """
 
     node: str
     argument: int
     dim: int
+    element: int = 0
     channels: NDArray[np.int64]
 
 
@@ -50,10 +54,18 @@ class _Components:
     count: int
 
 
-def resolve(
-    state: Labelling, tensors: Mapping[str, TensorFacts]
-) -> tuple[ChannelGraph, tuple[ReadDimension, ...], tuple[ReadDimension, ...]]:
-    """Turn what interpretation recorded into a graph, the dimensions that are read and those that are normed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The graph, the dimensions that are read and those that are normed, and the channel of every label."""
+
+    graph: ChannelGraph
+    reads: tuple[ReadDimension, ...]
+    norms: tuple[ReadDimension, ...]
+    channel_of_label: NDArray[np.int64]
+
+
+def resolve(state: Labelling, tensors: Mapping[str, TensorFacts]) -> Resolved:
+    """Turn what interpretation recorded into a graph."""
     freezes = [*(freeze for freeze, _ in state.freezes)]
     components = _components(state)
     produced = _marked(components, _learnable_producers(state, tensors))
@@ -62,8 +74,8 @@ def resolve(
     axes = _axes(state, tensors, channel_of_label)
     inexact = _touched(channel_of_label, [norm.labels for norm in state.norms], count)
     stream = _touched(channel_of_label, state.streams, count)
-    groups = _groups(axes, count, inexact, stream)
-    tied = [group for group in groups if len(group.channels) == 1]
+    pieces = [np.unique(channel_of_label[labels]) for labels in state.pieces]
+    groups = _groups(axes, count, inexact, stream, pieces)
     shapes = {name: facts.shape for name, facts in tensors.items() if facts.stored}
     graph = ChannelGraph(
         fingerprint=fingerprint_of(shapes),
@@ -75,33 +87,39 @@ def resolve(
         channel_count=count,
         aliases={name: facts.canonical for name, facts in tensors.items() if name != facts.canonical},
     )
+    reasons = {group.index: _TIED for group in groups if len(group.channels) == 1}
+    number = graph.numbers_without(reasons)
+    channel_of_label = number[channel_of_label]
     reads = tuple(
-        ReadDimension(node=one.node, argument=one.argument, dim=one.dim, channels=channel_of_label[one.labels])
+        ReadDimension(
+            node=one.node,
+            argument=one.argument,
+            element=one.element,
+            dim=one.dim,
+            channels=channel_of_label[one.labels],
+        )
         for one in state.readers
     )
     norms = tuple(
         ReadDimension(node=one.node, argument=0, dim=one.dim, channels=channel_of_label[one.labels])
         for one in state.norms
     )
-    reasons = {group.index: _TIED for group in tied}
-    return graph.without_groups(reasons), *_renumbered(graph, reasons, reads, norms)
+    return Resolved(graph=graph.without_groups(reasons), reads=reads, norms=norms, channel_of_label=channel_of_label)
 
 
-def _renumbered(
-    graph: ChannelGraph,
-    dropped: Mapping[int, str],
-    reads: tuple[ReadDimension, ...],
-    norms: tuple[ReadDimension, ...],
-) -> tuple[tuple[ReadDimension, ...], tuple[ReadDimension, ...]]:
-    number = graph.numbers_without(dropped)
+def channels_of_labels(state: Labelling, channel_of_label: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The channels of another interpretation's labels: of tensors by number, of others by what they are united with.
 
-    def moved(dimensions: tuple[ReadDimension, ...]) -> tuple[ReadDimension, ...]:
-        return tuple(
-            ReadDimension(node=one.node, argument=one.argument, dim=one.dim, channels=number[one.channels])
-            for one in dimensions
-        )
-
-    return moved(reads), moved(norms)
+    ``channel_of_label`` is that of the first interpretation. Shape: (state.label_count,).
+    """
+    own = channel_of_label[: state.tensor_label_count]
+    components = _components(state)
+    channel_of_component = np.full(components.count, FROZEN, dtype=np.int64)
+    free = own != FROZEN
+    channel_of_component[components.of[: state.tensor_label_count][free]] = own[free]
+    channels = channel_of_component[components.of]
+    channels[: state.tensor_label_count] = own
+    return channels
 
 
 def _components(state: Labelling) -> _Components:
@@ -188,9 +206,13 @@ def _touched(channel_of_label: NDArray[np.int64], labels: Sequence[Labels], coun
 
 
 def _groups(
-    axes: tuple[Axis, ...], count: int, inexact: NDArray[np.bool_], stream: NDArray[np.bool_]
+    axes: tuple[Axis, ...],
+    count: int,
+    inexact: NDArray[np.bool_],
+    stream: NDArray[np.bool_],
+    pieces: Sequence[NDArray[np.int64]],
 ) -> tuple[Group, ...]:
-    """Channels with the same set of producing axes, in order of the first of these."""
+    """Channels with the same set of producing axes and in the same pieces of them, in order of the first axis."""
     producing = [axis for axis in axes if axis.role is Role.PRODUCER]
     members: dict[int, list[int]] = {channel: [] for channel in range(count)}
     order: dict[int, None] = {}
@@ -201,11 +223,15 @@ def _groups(
             order.setdefault(channel)
             if not members[channel] or members[channel][-1] != number:
                 members[channel].append(number)
-    by_signature: dict[tuple[int, ...], list[int]] = {}
+    inside: dict[int, list[int]] = {}
+    for number, piece in enumerate(pieces):
+        for channel in piece[piece != FROZEN].tolist():
+            inside.setdefault(channel, []).append(number)
+    by_signature: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for channel in order:
-        by_signature.setdefault(tuple(members[channel]), []).append(channel)
+        by_signature.setdefault((tuple(members[channel]), tuple(inside.get(channel, ()))), []).append(channel)
     groups = []
-    for index, (signature, channels) in enumerate(by_signature.items()):
+    for index, ((signature, _), channels) in enumerate(by_signature.items()):
         numbers = np.array(channels, dtype=np.int64)
         widest = max(int(np.isin(producing[number].channels, numbers).sum()) for number in signature)
         groups.append(

@@ -77,10 +77,19 @@ def reinitialise(model: nn.Module, spec: ModelSpec, *, seed: int) -> Initialisat
                 values.copy_(part * _scale(law, dense_fans.get(name), fans.get(name)))
                 rescaled[name] = law
             parameter.copy_(values)
-        for module in model.modules():
-            if isinstance(module, _NormBase):
-                module.reset_running_stats()
+        _reset_statistics(model, dense)
     return Initialisation(replayed=tuple(replayed), constant=tuple(constant), rescaled=rescaled)
+
+
+def _reset_statistics(model: nn.Module, dense: nn.Module) -> None:
+    """Reset running statistics, found by name, since an edited graph holds tensors only."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for path, module in dense.named_modules(remove_duplicate=False):
+        if isinstance(module, _NormBase):
+            for attribute, value in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+                buffer = buffers.get(f"{path}.{attribute}" if path else attribute)
+                if buffer is not None:
+                    buffer.fill_(value)
 
 
 def _check_slice_of(model: nn.Module, dense: Mapping[str, Tensor], spec: ModelSpec) -> None:

@@ -12,15 +12,15 @@ from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.errors import InputError
 from prune2deploy.importance.criterion import Batches
+from prune2deploy.pipeline.backends import AUTO, find_channels, refuse_edited
 from prune2deploy.pipeline.cutting import (
     CutChoices,
     cut_to_budget,
-    find_channels,
     frozen_rows,
     layer_widths,
-    within_scope,
 )
 from prune2deploy.pipeline.prune import DATA_FREE_METHOD
+from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.progress import SILENT, Progress
 
 
@@ -28,7 +28,8 @@ from prune2deploy.progress import SILENT, Progress
 class PruneResult:
     """A pruned module, the plan that made it, and a report of what was done.
 
-    ``model`` is a copy of the module that was given, sliced: same class, same attribute names, smaller tensors.
+    ``model`` is a copy of the module that was given, sliced: same class, same attribute names, smaller tensors. Where
+    its graph was edited (``report["backend"]`` is ``graph``), it is an ``EditedModule`` with the same tensor names.
     ``report`` is a JSON object: FLOPs and parameters achieved, widths by layer, what is frozen and why, the proof.
     """
 
@@ -47,6 +48,10 @@ def prune_module(
     batches: Batches | None = None,
     ranking: str = "global",
     scope: str = "all",
+    protect: Sequence[str] = (),
+    only: Sequence[str] = (),
+    exact_only: bool = False,
+    backend: str = AUTO,
     align: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -55,7 +60,9 @@ def prune_module(
 
     ``example_input`` are the positional arguments of ``forward``, tensors with a batch of 1 (of a larger one, the
     first sample is taken). ``flops`` and ``params`` are the fractions that may stay. ``batches`` of (images, labels)
-    are for methods that need data. ``align`` is the granule of widths, None for 16 where the target allows it, 1 for
+    are for methods that need data. ``protect`` and ``only`` are shell patterns for names of layers; ``exact_only``
+    leaves out cuts that change the statistics of a norm. ``backend`` is ``module`` (slice the modules), ``graph`` (edit
+    the exported graph) or ``auto``. ``align`` is the granule of widths, None for 16 where the target allows it, 1 for
     none.
 
     Raises:
@@ -68,7 +75,10 @@ def prune_module(
         raise InputError(f"is {align}", where="align", hint="pass a number of channels from 1 on")
     given = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
     inputs = tuple(one[:1] if isinstance(one, torch.Tensor) and one.dim() > 0 else one for one in given)
-    traced = within_scope(find_channels(model, inputs, progress=progress), scope)
+    refuse_edited(model, where=type(model).__name__)
+    channels = find_channels(model, inputs, backend=backend, progress=progress)
+    restrictions = Restrictions(scope=scope, protect=tuple(protect), only=tuple(only), exact_only=exact_only)
+    channels = channels.without_groups(reasons_to_stay(channels.graph, restrictions))
     choices = CutChoices(
         budget=Budget(flops=flops, parameters=params),
         method=method,
@@ -77,16 +87,17 @@ def prune_module(
         default_granule=granule_for(),
         seed=seed,
     )
-    cut = cut_to_budget(model, traced, inputs, choices, batches=batches, progress=progress)
+    cut = cut_to_budget(model, channels, inputs, choices, batches=batches, progress=progress)
     report = {
+        "backend": channels.backend,
         "flops": cut.proof.flops,
         "parameters": cut.proof.parameters,
         "flops_fraction": cut.allocation.flops_fraction,
         "parameters_fraction": cut.allocation.parameters_fraction,
         "alignment": cut.allocation.granule,
         "proof_relative_error": cut.proof.relative_error,
-        "layers": layer_widths(traced.graph, {"pruned": cut.allocation.kept}),
-        "frozen": frozen_rows(traced.graph),
-        "notes": list(cut.allocation.notes),
+        "layers": layer_widths(channels.graph, {"pruned": cut.allocation.kept}),
+        "frozen": frozen_rows(channels.graph),
+        "notes": [*channels.notes, *cut.allocation.notes],
     }
     return PruneResult(model=cut.model, plan=cut.plan, report=report)

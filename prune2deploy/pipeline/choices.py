@@ -28,6 +28,11 @@ SCOPES: Mapping[str, str] = {
     "all": "every channel that can leave",
     "inside-blocks": "residual streams keep their widths",
 }
+BACKENDS: Mapping[str, str] = {
+    "auto": "modules are sliced, unless sizes written in the code stand in the way",
+    "module": "slice the modules, whose class stays",
+    "graph": "edit the exported graph, so that sizes written in the code can change",
+}
 VARIANTS: Mapping[str, str] = {
     "dense": "the model as it came",
     "pruned": "pruned to the target and fine-tuned",

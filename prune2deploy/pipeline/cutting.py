@@ -1,4 +1,4 @@
-"""From a model and a target to a proven cut: trace, score, allocate, slice, prove."""
+"""From a model and a target to a proven cut: score, allocate, cut, prove."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,11 @@ from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.errors import TargetError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
-from prune2deploy.graph.trace import Trace, trace
 from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.importance.criterion import Batches
+from prune2deploy.pipeline.backends import Channels
 from prune2deploy.progress import SILENT, Progress
-from prune2deploy.surgery.apply import pruned_copy
-from prune2deploy.surgery.trial import freeze_what_breaks, without_groups
 from prune2deploy.surgery.verify import Proof, prove
-
-INSIDE_BLOCKS = "inside-blocks"
-_OUT_OF_SCOPE = "lies on a residual stream, and the scope is inside-blocks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +42,9 @@ class CutChoices:
     seed: int = 0
 
 
-def find_channels(model: nn.Module, inputs: Sequence[Any], *, progress: Progress = SILENT) -> Trace:
-    """The channels of ``model`` that can leave without breaking its code. ``inputs`` have a batch of 1.
-
-    Raises:
-        ModelError: the model cannot be exported.
-    """
-    with progress.task("tracing the model", total=2) as task:
-        traced = trace(model, inputs)
-        task.advance()
-        task.describe("cutting on trial")
-        checked = freeze_what_breaks(traced, model, inputs)
-        task.advance()
-    return checked
-
-
-def within_scope(traced: Trace, scope: str) -> Trace:
-    """The trace in which only channels inside ``scope`` can leave."""
-    if scope != INSIDE_BLOCKS:
-        return traced
-    return without_groups(traced, {group.index: _OUT_OF_SCOPE for group in traced.graph.groups if group.stream})
-
-
 def cut_to_budget(
     model: nn.Module,
-    traced: Trace,
+    channels: Channels,
     inputs: Sequence[Any],
     choices: CutChoices,
     *,
@@ -85,11 +58,11 @@ def cut_to_budget(
         ProofError: the cut is not exact.
         InputError: the criterion cannot be used with what is given.
     """
-    if not traced.graph.groups:
+    if not channels.graph.groups:
         raise TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
-    scores = _scores(model, traced.graph, choices, batches, progress)
+    scores = _scores(model, channels.graph, choices, batches, progress)
     allocation = allocate(
-        traced.graph,
+        channels.graph,
         scores,
         choices.budget,
         granule=choices.granule or choices.default_granule,
@@ -98,24 +71,25 @@ def cut_to_budget(
     )
     provenance = {
         "method": choices.method,
+        "backend": channels.backend,
         "ranking": choices.ranking,
         "targets": dict(choices.budget.fractions),
         "alignment": allocation.granule,
         "seed": choices.seed,
     }
     with progress.task("cutting and proving"):
-        return _proven(model, traced, inputs, allocation, provenance, what="pruned")
+        return _proven(model, channels, inputs, allocation, provenance, what="pruned")
 
 
-def cut_uniformly(model: nn.Module, traced: Trace, inputs: Sequence[Any], *, flops: int, granule: int) -> Cut:
+def cut_uniformly(model: nn.Module, channels: Channels, inputs: Sequence[Any], *, flops: int, granule: int) -> Cut:
     """The plainly narrower network with about ``flops`` FLOPs; its weights are a slice, to be drawn anew.
 
     Raises:
         ProofError: the cut is not exact.
     """
-    allocation = allocate_uniform(traced.graph, flops, granule=granule)
-    provenance = {"method": "uniform", "alignment": allocation.granule}
-    return _proven(model, traced, inputs, allocation, provenance, what="reduced")
+    allocation = allocate_uniform(channels.graph, flops, granule=granule)
+    provenance = {"method": "uniform", "backend": channels.backend, "alignment": allocation.granule}
+    return _proven(model, channels, inputs, allocation, provenance, what="reduced")
 
 
 def example_inputs(input_shape: Sequence[int], *, seed: int = 0) -> tuple[Tensor]:
@@ -172,14 +146,14 @@ def _scores(
 
 def _proven(
     model: nn.Module,
-    traced: Trace,
+    channels: Channels,
     inputs: Sequence[Any],
     allocation: Allocation,
     provenance: dict[str, Any],
     *,
     what: str,
 ) -> Cut:
-    plan = plan_from_mask(traced.graph, allocation.kept, provenance)
-    pruned = pruned_copy(model, plan)
-    proof = prove(traced, model, pruned, allocation.kept, inputs, what=what)
+    plan = plan_from_mask(channels.graph, allocation.kept, provenance)
+    pruned = channels.cut(model, plan)
+    proof = prove(channels.traced, model, pruned, allocation.kept, inputs, what=what)
     return Cut(model=pruned, plan=plan, allocation=allocation, proof=proof)

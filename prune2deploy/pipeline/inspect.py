@@ -6,9 +6,11 @@ from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph
-from prune2deploy.pipeline.cutting import example_inputs, find_channels, within_scope
+from prune2deploy.pipeline.backends import AUTO, MODULE, find_channels
+from prune2deploy.pipeline.cutting import example_inputs
 from prune2deploy.pipeline.outcomes import FrozenRow, GroupRow, InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
+from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.subject import Subject, fresh_subject, open_subject
 from prune2deploy.pipeline.variants import variant_rows
 from prune2deploy.progress import SILENT, Progress
@@ -23,8 +25,11 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
     """
     run = _run(request)
     subject = _subject(request, progress)
-    traced = find_channels(subject.model, example_inputs(subject.input_shape), progress=progress)
-    graph = within_scope(traced, request.scope).graph
+    channels = find_channels(
+        subject.model, example_inputs(subject.input_shape), backend=_backend(run), progress=progress
+    )
+    channels = channels.without_groups(reasons_to_stay(channels.graph, Restrictions(scope=request.scope)))
+    graph = channels.graph
     widths = _pruned_widths(run, graph)
     return InspectOutcome(
         model=str(subject.spec),
@@ -47,7 +52,8 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
             for one in graph.frozen
         ),
         variants=variant_rows(run.manifest) if run is not None else (),
-        notes=subject.notes,
+        notes=(*subject.notes, *channels.notes),
+        backend=channels.backend,
     )
 
 
@@ -69,6 +75,12 @@ def _subject(request: InspectRequest, progress: Progress) -> Subject:
     if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".bin") or "/" in request.subject:
         raise InputError("does not exist", where=request.subject, hint="name a checkpoint, a model or a run folder")
     return fresh_subject(request.subject, input_shape=request.input_shape)
+
+
+def _backend(run: RunFolder | None) -> str:
+    """That of the run's pruning, so that its plan fits; else what ``auto`` takes."""
+    pruning = run.manifest.pruning if run is not None else {}
+    return str(pruning.get("backend", MODULE)) if pruning else AUTO
 
 
 def _pruned_widths(run: RunFolder | None, graph: ChannelGraph) -> tuple[int, ...] | None:

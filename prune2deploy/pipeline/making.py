@@ -8,8 +8,8 @@ from torch import Tensor
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
-from prune2deploy.graph.trace import Trace
 from prune2deploy.model.initialise import reinitialise
+from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import cut_uniformly, layer_widths
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.requests import PruneRequest
@@ -17,7 +17,6 @@ from prune2deploy.pipeline.subject import DENSE, Subject
 from prune2deploy.pipeline.variants import keep_variant
 from prune2deploy.progress import Progress
 from prune2deploy.run import RunFolder
-from prune2deploy.surgery.apply import pruned_copy
 from prune2deploy.training.evaluate import evaluate
 from prune2deploy.training.loop import train
 from prune2deploy.training.recalibrate import recalibrate_batchnorm
@@ -29,12 +28,12 @@ REDUCED = "reduced"
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all steps of one pruning share. ``traced`` is of the whole model, whatever the scope of the pruning."""
+    """What all steps of one pruning share. ``channels`` are all of the model's, whatever the pruning may cut."""
 
     request: PruneRequest
     subject: Subject
     splits: DataSplits | None
-    traced: Trace
+    channels: Channels
     inputs: tuple[Tensor]
     run: RunFolder
     progress: Progress
@@ -55,8 +54,8 @@ def make_dense(work: Work) -> None:
         work.subject,
         plan=None,
         splits=work.splits,
-        flops=work.traced.graph.cost.dense_flops,
-        parameters=work.traced.graph.cost.dense_parameters,
+        flops=work.channels.graph.cost.dense_flops,
+        parameters=work.channels.graph.cost.dense_parameters,
         accuracies=accuracies,
         training=work.subject.provenance.get("training", {}),
         epochs=work.subject.trained_epochs,
@@ -68,8 +67,8 @@ def make_pruned(work: Work) -> None:
     if PRUNED in work.run.manifest.variants:
         return
     plan = PrunePlan.from_document(work.run.manifest.pruning["plan"], where=str(work.run.path))
-    kept = mask_from_plan(work.traced.graph, plan)
-    model = pruned_copy(work.subject.model, plan)
+    kept = mask_from_plan(work.channels.graph, plan)
+    model = work.channels.cut(work.subject.model, plan)
     accuracies: dict[str, float] = {}
     training: dict[str, Any] = {}
     epochs = work.subject.trained_epochs
@@ -98,8 +97,8 @@ def make_pruned(work: Work) -> None:
         work.subject,
         plan=plan,
         splits=work.splits,
-        flops=work.traced.graph.cost.flops(kept),
-        parameters=work.traced.graph.cost.parameters(kept),
+        flops=work.channels.graph.cost.flops(kept),
+        parameters=work.channels.graph.cost.parameters(kept),
         accuracies=accuracies,
         training=training,
         epochs=epochs,
@@ -110,10 +109,10 @@ def make_reduced(work: Work) -> None:
     """The dense architecture uniformly narrower, at the FLOPs of ``pruned``, trained for as long as that was in all."""
     if REDUCED in work.run.manifest.variants:
         return
-    graph = work.traced.graph
+    graph = work.channels.graph
     cut = cut_uniformly(
         work.subject.model,
-        work.traced,
+        work.channels,
         work.inputs,
         flops=work.run.manifest.variants[PRUNED].flops,
         granule=int(work.run.manifest.pruning["alignment"]),

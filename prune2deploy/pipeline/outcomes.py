@@ -81,7 +81,10 @@ class FrozenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOutcome:
-    """What a model is. ``alternatives`` are other architectures with the same keys and shapes."""
+    """What a model is. ``alternatives`` are other architectures with the same keys and shapes.
+
+    ``backend`` is how ``p2d prune`` would cut it: ``module`` or ``graph``.
+    """
 
     model: str
     input_shape: tuple[int, ...]
@@ -89,6 +92,7 @@ class InspectOutcome:
     parameters: int
     groups: tuple[GroupRow, ...]
     frozen: tuple[FrozenRow, ...]
+    backend: str = "module"
     alternatives: tuple[str, ...] = ()
     variants: tuple[VariantRow, ...] = ()
     notes: tuple[str, ...] = ()

@@ -14,23 +14,22 @@ from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.data.splits import DataSplits
-from prune2deploy.graph.trace import Trace
 from prune2deploy.importance.criteria import criterion_named
+from prune2deploy.pipeline.backends import MODULE, Channels, find_channels, refuse_edited
 from prune2deploy.pipeline.cutting import (
     Cut,
     CutChoices,
     cut_to_budget,
     example_inputs,
-    find_channels,
     frozen_rows,
     layer_widths,
-    within_scope,
 )
 from prune2deploy.pipeline.making import PRUNED, REDUCED, Work, make_dense, make_pruned, make_reduced
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.places import settled_checkpoint
 from prune2deploy.pipeline.recipes import fine_tuning_recipe
 from prune2deploy.pipeline.requests import PruneRequest
+from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
 from prune2deploy.pipeline.subject import Subject, load_subject_data, open_subject
 from prune2deploy.pipeline.variants import variant_rows
@@ -65,6 +64,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         trust_pickle=request.trust_pickle,
         progress=progress,
     )
+    refuse_edited(subject.model, where=str(request.checkpoint))
     splits = load_subject_data(subject, request.data, progress=progress)
     method = request.method or (DEFAULT_METHOD if splits is not None else DATA_FREE_METHOD)
     options = _options(request, subject, splits, method)
@@ -73,7 +73,12 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         if resumed.manifest.finished:
             return _outcome(resumed)
     inputs = example_inputs(subject.input_shape, seed=request.seed)
-    whole = find_channels(subject.model, inputs, progress=progress)
+    begun_as = resumed.manifest.pruning if resumed is not None else {}
+    backend = str(begun_as.get("backend", MODULE)) if begun_as else request.backend
+    whole = find_channels(subject.model, inputs, backend=backend, progress=progress)
+    restrictions = Restrictions(
+        scope=request.scope, protect=request.protect, only=request.only, exact_only=request.exact_only
+    )
     pruning: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if resumed is None or not resumed.manifest.pruning:
@@ -90,14 +95,16 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
         cut = cut_to_budget(
             subject.model,
-            within_scope(whole, request.scope),
+            whole.without_groups(reasons_to_stay(whole.graph, restrictions)),
             inputs,
             choices,
             batches=batches,
             progress=progress,
         )
         pruning = _record_of(whole, cut, choices)
-        notes = tuple(dict.fromkeys((*subject.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits))))
+        notes = tuple(
+            dict.fromkeys((*subject.notes, *whole.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits)))
+        )
     begun = new_run(
         command=request.command,
         model=subject.spec,
@@ -114,7 +121,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             request=replace(request, resume=resumed is not None),
             subject=subject,
             splits=splits,
-            traced=whole,
+            channels=whole,
             inputs=inputs,
             run=run,
             progress=progress,
@@ -143,6 +150,10 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
         "method": method,
         "ranking": request.ranking,
         "scope": request.scope,
+        "protect": list(request.protect),
+        "only": list(request.only),
+        "exact_only": request.exact_only,
+        "backend": request.backend,
         "alignment": request.alignment or f"auto, {granule_for(request.engine, request.precision)}",
         "variants": list(request.variants),
         "training": asdict(request.training),
@@ -152,9 +163,9 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
     }
 
 
-def _record_of(traced: Trace, cut: Cut, choices: CutChoices) -> dict[str, Any]:
+def _record_of(channels: Channels, cut: Cut, choices: CutChoices) -> dict[str, Any]:
     """What the manifest keeps of a cut: the plan, from which the run can be resumed, and what it does."""
-    graph, plan = traced.graph, cut.plan
+    graph, plan = channels.graph, cut.plan
     kept = mask_from_plan(graph, plan)
     achieved = {
         "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
@@ -165,6 +176,7 @@ def _record_of(traced: Trace, cut: Cut, choices: CutChoices) -> dict[str, Any]:
     return {
         "method": choices.method,
         "criterion": choices.method,
+        "backend": channels.backend,
         "ranking": choices.ranking,
         "targets": dict(choices.budget.fractions),
         "achieved": achieved,
@@ -177,9 +189,9 @@ def _record_of(traced: Trace, cut: Cut, choices: CutChoices) -> dict[str, Any]:
     }
 
 
-def _notes_of(traced: Trace, plan: PrunePlan, splits: DataSplits | None) -> list[str]:
-    kept = mask_from_plan(traced.graph, plan)
-    widths = zip(traced.graph.groups, traced.graph.kept_widths(kept), strict=True)
+def _notes_of(channels: Channels, plan: PrunePlan, splits: DataSplits | None) -> list[str]:
+    kept = mask_from_plan(channels.graph, plan)
+    widths = zip(channels.graph.groups, channels.graph.kept_widths(kept), strict=True)
     inexact = sum(not group.exact and width < group.width for group, width in widths)
     notes = []
     if inexact:

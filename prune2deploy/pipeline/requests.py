@@ -70,7 +70,8 @@ class PruneRequest:
     """``p2d prune``: cut ``checkpoint`` to ``targets``, fine-tune it and make the comparison variants.
 
     ``method`` is one of ``choices.PRUNING_METHODS``. ``alignment`` is the granule of channels, None for what
-    ``engine`` and ``precision`` want. ``data`` None takes what the checkpoint records.
+    ``engine`` and ``precision`` want. ``protect`` and ``only`` are shell patterns for names of layers. ``data`` None
+    takes what the checkpoint records.
     """
 
     checkpoint: Path
@@ -81,6 +82,10 @@ class PruneRequest:
     method: str | None = None
     ranking: str = "global"
     scope: str = "all"
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    exact_only: bool = False
+    backend: str = "auto"
     alignment: int | None = None
     engine: str | None = None
     precision: str | None = None

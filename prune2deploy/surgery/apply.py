@@ -86,7 +86,27 @@ def as_parameter_like(dense: Tensor, values: Tensor) -> Tensor:
     return parameter
 
 
+def sliced_tensors(model: nn.Module, plan: PrunePlan) -> dict[int, Tensor]:
+    """The tensors that ``plan`` makes smaller, sliced, by the ``id`` of the dense ones. ``model`` stays whole.
+
+    Raises:
+        InputError: the plan belongs to another model.
+    """
+    return _slices(model, plan)[0]
+
+
 def _cut(model: nn.Module, plan: PrunePlan) -> _Cut:
+    sliced, kept_of = _slices(model, plan)
+    attributes: dict[str, Attributes] = {}
+    for path, module in model.named_modules():
+        cut = _module_cut(module, path, sliced, kept_of)
+        if cut is not None:
+            attributes[path] = attributes_after(cut)
+    return _Cut(tensors=sliced, attributes=attributes)
+
+
+def _slices(model: nn.Module, plan: PrunePlan) -> tuple[dict[int, Tensor], dict[int, Kept]]:
+    """The sliced tensors, and what stays of each, by the ``id`` of the dense ones."""
     tensors = named_tensors(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if fingerprint_of(shapes) != plan.fingerprint:
@@ -111,12 +131,7 @@ def _cut(model: nn.Module, plan: PrunePlan) -> _Cut:
         for tensor in {id(tensor): tensor for tensor in tensors.values()}.values()
         if _removes_something(tensor, kept_of.get(id(tensor), {}))
     }
-    attributes: dict[str, Attributes] = {}
-    for path, module in model.named_modules():
-        cut = _module_cut(module, path, sliced, kept_of)
-        if cut is not None:
-            attributes[path] = attributes_after(cut)
-    return _Cut(tensors=sliced, attributes=attributes)
+    return sliced, kept_of
 
 
 def _module_cut(

@@ -10,7 +10,7 @@ from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.errors import ProofError
 from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
-from prune2deploy.surgery.apply import named_tensors, pruned_copy
+from prune2deploy.surgery.apply import named_tensors, pruned_copy, sliced_tensors
 from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
 
 Passes = Callable[[Collection[int]], bool]
@@ -66,6 +66,8 @@ def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, 
         owners = [_groups_of(trace.graph, name) for name in tensors]
         groups = set.intersection(*owners) or set.union(*owners)
         return f"not sliced from the dense model: {_listed(tensors)}, {_group_names(trace.graph, groups)}"
+    if trace.sizes_are_free:  # modules cannot be sliced there, so that no cut can be tried by itself
+        return "in the edited graph"
     touched = [group.index for group in trace.graph.groups if not kept[group.channels].all()]
 
     def passes(groups: Collection[int]) -> bool:
@@ -80,10 +82,9 @@ def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, 
 
 
 def _unlike_slices(graph: ChannelGraph, dense: nn.Module, pruned: nn.Module, kept: ChannelMask) -> list[str]:
-    try:
-        expected = named_tensors(pruned_copy(dense, plan_from_mask(graph, kept)))
-    except ProofError:
-        return []
+    plan = plan_from_mask(graph, kept)
+    sliced = sliced_tensors(dense, plan)
+    expected = {name: sliced.get(id(tensor), tensor) for name, tensor in named_tensors(dense).items()}
     actual = named_tensors(pruned)
     return [name for name, tensor in expected.items() if name not in actual or not torch.equal(actual[name], tensor)]
 

@@ -5,7 +5,7 @@ multiplied by zero first; where a norm takes statistics over channels, it takes 
 is what the pruned model computes and the dense one does not (such cuts are *inexact*, and reported so).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
 from prune2deploy.graph.channels import ChannelMask
+from prune2deploy.graph.resolve import ReadDimension
 from prune2deploy.graph.trace import Trace
 
-_NORMS: Mapping[Any, str] = {
-    torch.ops.aten.layer_norm.default: "layer_norm",
-    torch.ops.aten.group_norm.default: "group_norm",
-    torch.ops.aten.rms_norm.default: "rms_norm",
-}
+_PER_CHANNEL = ("weight", "bias")
+"""Arguments of norms over channels with one number for each channel."""
+_NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 
 
 def gated_outputs(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> list[Tensor]:
@@ -43,56 +42,71 @@ class _GatedInterpreter(torch.fx.Interpreter):
     def __init__(self, trace: Trace, kept: ChannelMask) -> None:
         super().__init__(trace.program.graph_module)
         keeps = np.append(kept, True)  # the last entry answers for FROZEN = -1
-        self._gates: dict[str, list[tuple[int, int, Tensor]]] = {}
+        self._gates: dict[str, list[tuple[ReadDimension, Tensor]]] = {}
         for read in trace.reads:
             gate = torch.from_numpy(keeps[read.channels])
             if not gate.all():
-                self._gates.setdefault(read.node, []).append((read.argument, read.dim, gate))
-        self._norms = {norm.node: (norm.dim, torch.from_numpy(keeps[norm.channels])) for norm in trace.norms}
+                self._gates.setdefault(read.node, []).append((read, gate))
+        self._norms: dict[str, list[tuple[int, Tensor]]] = {}
+        for norm in trace.norms:
+            keeps_here = torch.from_numpy(keeps[norm.channels])
+            if not keeps_here.all():
+                self._norms.setdefault(norm.node, []).append((norm.dim, keeps_here.nonzero().flatten()))
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        if n.name in self._norms:
-            dim, keeps = self._norms[n.name]
-            if not keeps.all():
-                return self._norm_of_kept(n, dim, keeps)
-        return super().run_node(n)
+        return self._over_kept(n, self._norms[n.name]) if n.name in self._norms else super().run_node(n)
 
     def fetch_args_kwargs_from_env(self, n: torch.fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         arguments, options = super().fetch_args_kwargs_from_env(n)
         if n.name not in self._gates:
             return arguments, options
         gated = list(arguments)
-        for argument, dim, gate in self._gates[n.name]:
-            data: Tensor = gated[argument]
-            shape = [1] * data.dim()
-            shape[dim] = -1
-            gated[argument] = data * gate.to(data).view(shape)
+        for read, gate in self._gates[n.name]:
+            argument = gated[read.argument]
+            if isinstance(argument, list | tuple):
+                elements = list(argument)
+                elements[read.element] = _gated(elements[read.element], read.dim, gate)
+                gated[read.argument] = elements
+            else:
+                gated[read.argument] = _gated(argument, read.dim, gate)
         return tuple(gated), options
 
-    def _norm_of_kept(self, node: torch.fx.Node, dim: int, keeps: Tensor) -> Tensor:
-        """Normalise over the channels that stay; those that leave are zero, and are gated where they are read."""
+    def _over_kept(self, node: torch.fx.Node, dimensions: Sequence[tuple[int, Tensor]]) -> Any:
+        """The operator on the channels that stay, put back into place where its result still has them.
+
+        Channels that leave are zero there, and are gated where they are read.
+        """
         arguments, options = self.fetch_args_kwargs_from_env(node)
-        data = arguments[0]
-        index = keeps.nonzero().flatten().to(data.device)
-        kept = data.index_select(dim, index)
+        assert isinstance(node.target, torch._ops.OpOverload)
         bound = {
             parameter.name: argument
-            for parameter, argument in zip(node.target._schema.arguments, arguments, strict=False)  # type: ignore[union-attr]
+            for parameter, argument in zip(node.target._schema.arguments, arguments, strict=False)
         } | dict(options)
-        weight, bias = (
-            bound[name].index_select(0, index) if bound.get(name) is not None else None for name in ("weight", "bias")
-        )
-        kind = _NORMS[node.target]
-        epsilon = bound.get("eps")
-        if kind == "group_norm":
-            normed = nn.functional.group_norm(
-                kept, bound["num_groups"], weight, bias, 1e-5 if epsilon is None else epsilon
-            )
-        elif kind == "rms_norm":
-            normed = nn.functional.rms_norm(kept, (len(index),), weight, epsilon)
-        else:
-            normed = nn.functional.layer_norm(kept, (len(index),), weight, bias, 1e-5 if epsilon is None else epsilon)
-        return torch.zeros_like(data).index_copy(dim, index, normed)
+        first = next(iter(bound))
+        data = bound[first]
+        shape = list(data.shape)
+        for dim, kept in dimensions:
+            bound[first] = bound[first].index_select(dim, kept.to(data.device))
+        if node.target._schema.name.removeprefix("aten::") in _NORMS:
+            [(_, kept)] = dimensions
+            for name in _PER_CHANNEL:
+                if bound.get(name) is not None:
+                    bound[name] = bound[name].index_select(0, kept.to(data.device))
+            if "normalized_shape" in bound:
+                bound["normalized_shape"] = [len(kept)]
+        result = node.target(**bound)
+        if not isinstance(result, Tensor) or list(result.shape) != list(bound[first].shape):
+            return result
+        for dim, kept in reversed(dimensions):
+            spread = result.new_zeros([*result.shape[:dim], shape[dim], *result.shape[dim + 1 :]])
+            result = spread.index_copy(dim, kept.to(data.device), result)
+        return result
+
+
+def _gated(data: Tensor, dim: int, gate: Tensor) -> Tensor:
+    shape = [1] * data.dim()
+    shape[dim] = -1
+    return data * gate.to(data).view(shape)
 
 
 def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,6 @@ Where it does not, those that break the code are found (``surgery.culprits``) an
 import copy
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,15 +36,7 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
 
 def without_groups(trace: Trace, reasons: dict[int, str]) -> Trace:
     """The trace in which some groups cannot leave, with reasons by group index."""
-    if not reasons:
-        return trace
-    number = trace.graph.numbers_without(reasons)
-    return Trace(
-        graph=trace.graph.without_groups(reasons),
-        program=trace.program,
-        reads=tuple(replace(one, channels=number[one.channels]) for one in trace.reads),
-        norms=tuple(replace(one, channels=number[one.channels]) for one in trace.norms),
-    )
+    return trace.without_groups(reasons)
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:

@@ -1,8 +1,9 @@
 """Batch-norm statistics for a network that has just been cut."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from prune2deploy.errors import DataError
 from prune2deploy.progress import SILENT, Progress
+from prune2deploy.surgery.edited import EditedModule
 from prune2deploy.training.device import placed, preferred_device
 from prune2deploy.training.evaluate import dataset_size, evaluating
 from prune2deploy.training.randomness import epoch_seed, own_randomness, seed_everything
@@ -43,8 +45,8 @@ def recalibrate_batchnorm(
     Raises:
         DataError: there are fewer than two images.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
-    if not norms:
+    norm_count = model.batch_norm_count if isinstance(model, EditedModule) else len(_norms(model))
+    if not norm_count:
         progress.note("the model has no batch-norm statistics to recalibrate")
         return Recalibration(norms=0, images=0)
     size = dataset_size(dataset)
@@ -59,23 +61,29 @@ def recalibrate_batchnorm(
         seed_everything(epoch_seed(seed, 0))
         chosen = torch.randperm(size)[:count].tolist()
         loader = DataLoader(Subset(dataset, chosen), batch_size=batch_size, pin_memory=device.type == "cuda")
-        with _averaging(norms), progress.task("recalibrating batch norms", total=len(loader)) as task:
+        averaging = model.averaging_statistics() if isinstance(model, EditedModule) else _averaging(model)
+        with averaging as take, progress.task("recalibrating batch norms", total=len(loader)) as task:
             for batch, _ in loader:
-                model(batch.to(device, non_blocking=True))
+                take(batch.to(device, non_blocking=True))
                 task.advance()
-    return Recalibration(norms=len(norms), images=count)
+    return Recalibration(norms=norm_count, images=count)
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 @contextmanager
-def _averaging(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Start the statistics anew, with equal weight for every batch that follows."""
+def _averaging(model: nn.Module) -> Iterator[Callable[[Tensor], Any]]:
+    """Start the statistics anew; yields what takes in one batch, each of equal weight."""
+    norms = _norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     try:
-        yield
+        yield model
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -267,7 +267,7 @@ def test_a_wrong_cut_is_refused_with_the_name_of_its_group(refused, monkeypatch)
             pruned.second.weight.copy_(pruned.second.weight.flip(0))
         return pruned
 
-    monkeypatch.setattr("prune2deploy.pipeline.cutting.pruned_copy", wrong)
+    monkeypatch.setattr("prune2deploy.pipeline.backends.pruned_copy", wrong)
     line = refused(4, "prune", "bundle", "--flops", 0.5)
     assert "second" in line
 

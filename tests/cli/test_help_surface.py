@@ -28,6 +28,7 @@ OPTIONS = {
     "prune": TRAINING
     | RUNNING
     | {"--flops", "--params", "--method", "--criterion", "--ranking", "--scope", "--align", "--engine", "--precision"}
+    | {"--protect", "--only", "--exact-only", "--backend"}
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
     "inspect": RUNNING | {"--model", "--input", "--scope", "--trust-pickle", "--json"},
     "export": RUNNING | {"--precision", "--normalize", "--softmax"},

@@ -76,8 +76,8 @@ def test_in_training(command, variant, folder, own_process):
 @pytest.mark.parametrize(
     "before",
     [
-        during("prune2deploy.pipeline.cutting", "trace"),
-        during("prune2deploy.pipeline.cutting", "trace", delay=0.0),
+        during("prune2deploy.pipeline.backends", "export_program"),
+        during("prune2deploy.pipeline.backends", "trace_program", delay=0.0),
         during("prune2deploy.pipeline.cutting", "prove", delay=0.0),
     ],
 )

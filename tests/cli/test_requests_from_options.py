@@ -34,6 +34,7 @@ def test_every_option_of_prune_arrives(asked):
     request = asked(
         *("prune", "net.pth", "--flops", "0.5", "--params", "0.6", "--model", "resnet20", "--data", "digits"),
         *("--input", "1x8x8", "--method", "l2", "--ranking", "per-layer", "--scope", "inside-blocks", "--align", "8"),
+        *("--protect", "head, blocks.0.*", "--only", "blocks.*", "--exact-only", "--backend", "graph"),
         *("--engine", "trt", "--precision", "fp32", "--variants", "pruned,dense", "--trust-pickle"),
         *("--epochs", "3", "--lr", "0.1", "--batch-size", "16", "--optimizer", "adamw", "--schedule", "step"),
         *("--warmup-epochs", "1", "--label-smoothing", "0.1", "--weight-decay", "5e-4", "--mixed-precision", "bf16"),
@@ -48,6 +49,10 @@ def test_every_option_of_prune_arrives(asked):
         method="l2",
         ranking="per-layer",
         scope="inside-blocks",
+        protect=("head", "blocks.0.*"),
+        only=("blocks.*",),
+        exact_only=True,
+        backend="graph",
         alignment=8,
         engine="trt",
         precision="fp32",

@@ -169,18 +169,49 @@ class StandardisedConvolution(nn.Conv2d):
         return nn.functional.conv2d(x, weight, self.bias)
 
 
-def test_a_weight_that_is_standardised_over_its_inputs_loses_outputs_only(see, prove_random_cut) -> None:
-    seen = see(nn.Sequential(StandardisedConvolution(3, 8, 1), StandardisedConvolution(8, 6, 1), *head(6)))
-    assert seen.widths == {"1": 6}
-    assert "is reduced over this dimension" in seen.frozen("0.weight")
+class NormalisedConvolution(nn.Conv2d):
+    """Standardises its weight by the statistics of a batch norm, as normaliser-free networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("kind", [StandardisedConvolution, NormalisedConvolution])
+def test_a_weight_that_is_standardised_over_its_inputs_loses_them_inexactly(see, prove_random_cut, kind) -> None:
+    seen = see(nn.Sequential(kind(3, 8, 3), kind(8, 6, 3), *head(6)))
+    assert seen.widths == {"0": 8, "1": 6}
+    assert [group.exact for group in seen.graph.groups] == [False, True]
     prove_random_cut(seen)
 
 
-def test_weight_norm_loses_outputs_only(see, prove_random_cut) -> None:
+def test_weight_norm_loses_inputs_inexactly(see, prove_random_cut) -> None:
     wrapped = nn.utils.parametrizations.weight_norm
     seen = see(nn.Sequential(wrapped(nn.Conv2d(3, 8, 1)), nn.ReLU(), wrapped(nn.Conv2d(8, 6, 1)), *head(6)))
-    assert list(seen.widths.values()) == [6]
-    assert "a weight's length is taken over this dimension" in str(seen.graph.frozen)
+    assert list(seen.widths.values()) == [8, 6]
+    assert [group.exact for group in seen.graph.groups] == [False, True]
+    prove_random_cut(seen)
+
+
+class EfficientChannelAttention(nn.Module):
+    """A convolution that slides over the pooled channels themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        scale = self.slide(x.mean((2, 3)).unsqueeze(1)).sigmoid().view(x.shape[0], -1, 1, 1)
+        return self.last(x * scale.expand_as(x)).mean((2, 3))
+
+
+def test_a_convolution_over_the_channels_is_cut_inexactly(see, prove_random_cut) -> None:
+    seen = see(EfficientChannelAttention())
+    assert seen.widths == {"stem": 8}
+    assert not seen.graph.groups[0].exact
     prove_random_cut(seen)
 
 

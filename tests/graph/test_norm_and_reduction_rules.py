@@ -93,23 +93,24 @@ class SpaceAsChannels(nn.Module):
         return self.out(self.norm(self.mix(x)))
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False)]
-)
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.InstanceNorm1d(4)])
 def test_statistics_over_produced_positions_freeze_them(see, norm: nn.Module) -> None:
     seen = see(SpaceAsChannels(norm), (1, 4, 6))
     assert seen.widths == {}
     assert "is normalised over this dimension" in seen.frozen("mix.weight")
 
 
+def test_batch_statistics_over_produced_positions_are_those_of_what_stays(see, prove_random_cut) -> None:
+    seen = see(SpaceAsChannels(nn.BatchNorm1d(4, track_running_stats=False)), (1, 4, 6))
+    assert seen.widths == {"mix": 10}
+    assert not seen.graph.groups[0].exact
+    prove_random_cut(seen)
+
+
 @pytest.mark.parametrize(
     ("function", "operator"),
     [
-        (lambda x: x.mean(1, keepdim=True) + x, "aten.mean.dim"),
-        (lambda x: x.amax(1, keepdim=True) + x, "aten.amax.default"),
-        (lambda x: x.max(1, keepdim=True)[0] + x, "aten.max.dim"),
-        (lambda x: x.std(1, keepdim=True) + x, "aten.std.dim"),
-        (lambda x: x / x.norm(dim=1, keepdim=True), "aten.linalg_vector_norm.default"),
+        (lambda x: x.argmax(1, keepdim=True) + x, "aten.argmax.default"),
         (lambda x: x.cumsum(1), "aten.cumsum.default"),
         (lambda x: x.sort(1)[0], "aten.sort.default"),
         (lambda x: x.softmax(1), "aten.softmax.int"),
@@ -121,6 +122,24 @@ def test_what_needs_all_channels_at_once_freezes_them(see, function, operator: s
     seen = see(stem(8, Function(function)))
     assert seen.widths == {}
     assert operator in seen.frozen("0.weight")
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [
+        (lambda x: x.mean(1, keepdim=True) + x, False),
+        (lambda x: x.amax(1, keepdim=True) + x, False),
+        (lambda x: x.max(1, keepdim=True)[0] + x, False),
+        (lambda x: x.std((1, 2), keepdim=True) + x, False),
+        (lambda x: x / x.norm(dim=1, keepdim=True), True),
+        (lambda x: nn.functional.normalize(x, dim=1), True),
+    ],
+)
+def test_statistics_over_channels_are_those_of_what_stays(see, prove_random_cut, function, exact: bool) -> None:
+    seen = see(stem(8, Function(function)))
+    assert seen.widths == {"0": 8}
+    assert seen.graph.groups[0].exact is exact
+    prove_random_cut(seen)
 
 
 def test_a_sum_over_channels_is_exact(see, prove_random_cut) -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -59,17 +60,28 @@ class Einsum(nn.Module):
         return self.out(torch.einsum(self.equation, self.first(x), self.weight))
 
 
-def test_an_einsum_produces_its_free_letters(see, prove_random_cut) -> None:
-    seen = see(Einsum("bnc,cd->bnd"), (1, 4, 5))
+@pytest.mark.parametrize("equation", ["bnc,cd->bnd", "...c,cd->...d", "a b c, c d"])
+def test_an_einsum_produces_its_free_letters_and_reads_those_it_sums_over(see, prove_random_cut, equation) -> None:
+    seen = see(Einsum(equation), (1, 4, 5))
+    assert seen.widths == {"first": 8, "weight": 6}
     assert seen.channels("out.weight", 1) == seen.channels("weight", 1)
-    assert "an einsum sums over this dimension [aten.einsum.default]" in seen.frozen("first.weight")
+    assert seen.channels("weight", 0) == seen.channels("first.weight", 0)
     prove_random_cut(seen)
 
 
-def test_an_einsum_with_an_ellipsis_is_not_followed_and_says_so(see) -> None:
-    seen = see(Einsum("...c,cd->...d"), (1, 4, 5))
+class Diagonal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.einsum("bnn->bn", self.first(x)))
+
+
+def test_an_einsum_over_a_diagonal_is_not_followed_and_says_so(see) -> None:
+    seen = see(Diagonal(), (1, 4, 5))
     assert seen.widths == {}
-    assert "an einsum of this form is not followed" in seen.frozen("first.weight")
+    assert "an einsum over a diagonal is not followed" in seen.frozen("first.weight")
 
 
 class Attention(nn.Module):

@@ -7,7 +7,7 @@ import typer
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_table, variants_table
-from prune2deploy.pipeline.choices import SCOPES, known
+from prune2deploy.pipeline.choices import BACKENDS, SCOPES, known
 from prune2deploy.pipeline.outcomes import InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
 from prune2deploy.progress import Progress
@@ -49,6 +49,7 @@ def _show(outcome: InspectOutcome, progress: Progress) -> None:
     if outcome.alternatives:
         print_line(f"also fits: {', '.join(outcome.alternatives)}")
     print_line(f"{flop_count(outcome.flops)}, {count(outcome.parameters)} parameters, {len(outcome.groups)} widths")
+    print_line(f"backend: {outcome.backend} ({BACKENDS[outcome.backend]})")
     print_table(groups_table(outcome.groups))
     if outcome.frozen:
         print_table(frozen_table(outcome.frozen))

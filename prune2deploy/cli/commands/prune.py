@@ -9,7 +9,16 @@ import typer
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import percent, variants_table
-from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, PRUNING_METHODS, RANKINGS, SCOPES, VARIANTS, known
+from prune2deploy.pipeline.choices import (
+    BACKENDS,
+    ENGINES,
+    PRECISIONS,
+    PRUNING_METHODS,
+    RANKINGS,
+    SCOPES,
+    VARIANTS,
+    known,
+)
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.requests import PruneRequest, Targets
 from prune2deploy.progress import Progress
@@ -38,6 +47,10 @@ def prune(
     ] = None,
     ranking: options.Ranking = "global",
     scope: options.Scope = "all",
+    protect: options.Protect = None,
+    only: options.Only = None,
+    exact_only: options.ExactOnly = False,
+    backend: options.Backend = "auto",
     align: options.Align = "auto",
     engine: options.AlignForEngine = None,
     precision: options.AlignForPrecision = None,
@@ -89,6 +102,10 @@ def prune(
         method=values.optional_name("--method", method, PRUNING_METHODS),
         ranking=known(ranking, RANKINGS, where="--ranking"),
         scope=known(scope, SCOPES, where="--scope"),
+        protect=values.patterns("--protect", protect),
+        only=values.patterns("--only", only),
+        exact_only=exact_only,
+        backend=known(backend, BACKENDS, where="--backend"),
         alignment=values.alignment("--align", align),
         engine=values.optional_name("--engine", engine, ENGINES),
         precision=values.optional_name("--precision", precision, PRECISIONS),

@@ -6,6 +6,7 @@
 from prune2deploy.graph.rules.attention import RULES as ATTENTION
 from prune2deploy.graph.rules.call import Call, Result, Rule
 from prune2deploy.graph.rules.contraction import RULES as CONTRACTION
+from prune2deploy.graph.rules.einsum import RULES as EINSUM
 from prune2deploy.graph.rules.elementwise import RULES as ELEMENTWISE
 from prune2deploy.graph.rules.elementwise import elementwise, is_elementwise
 from prune2deploy.graph.rules.norm import RULES as NORM
@@ -20,6 +21,7 @@ __all__ = ["Call", "Result", "Rule", "rule_for"]
 RULES: dict[str, Rule] = {
     **ELEMENTWISE,
     **CONTRACTION,
+    **EINSUM,
     **ATTENTION,
     **NORM,
     **POOLING,

@@ -1,6 +1,6 @@
 """One call of an operator, as its rule sees it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from prune2deploy.graph.labelling import Labelling
 from prune2deploy.graph.labels import Block, Labels, Value
+from prune2deploy.graph.sizes import shape_of_tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +54,15 @@ class Call:
         """Shapes of all results."""
         result = self.node.meta["val"]
         results = result if isinstance(result, list | tuple) else (result,)
-        return tuple(tuple(int(size) for size in one.shape) for one in results)
+        return tuple(shape_of_tensor(one) for one in results)
 
     def result(self, blocks: Sequence[Block]) -> Value:
         """The operator's one result, with these blocks."""
         return self.state.value(self.shape, blocks, self.node)
+
+    def fresh(self, dims: Iterable[int]) -> list[Block]:
+        """Blocks with labels that nothing else has, for dimensions of the result along which it is constant."""
+        return [Block.of(dim, self.state.new_labels(self.shape[dim])) for dim in dims if self.shape[dim] > 1]
 
     def ride(self, parameter: Value | None, labels: Labels | None, dim: int = 0) -> None:
         """A parameter's dimension leaves with the channels it scales or shifts; where either is fixed, both are."""

@@ -5,9 +5,10 @@ only operators whose FLOPs count.
 """
 
 import math
-from collections.abc import Sequence
 
-from prune2deploy.graph.labelling import Labelling
+import numpy as np
+
+from prune2deploy.graph.labelling import ChannelNorm, Labelling
 from prune2deploy.graph.labels import Block, Labels, Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
 
@@ -26,8 +27,10 @@ def convolution(call: Call) -> Result:
     groups = int(arguments.get("groups", 1))
     output_dim, input_dim = (1, 0) if transposed else (0, 1)
     spatial = len(weight.shape) - 2
+    if _slides_over_channels(data, weight, call.shape):
+        return _sliding(call, data, weight)
     channel_dim = len(data.shape) - spatial - 1
-    data = _without_spatial_blocks(call, data, channel_dim)
+    data = _without_spatial_blocks(call, data, weight, channel_dim)
     for dim in range(2, len(weight.shape)):
         weight = call.state.freeze_dim(weight, dim, "is the size of a kernel", call.node)
 
@@ -44,13 +47,36 @@ def convolution(call: Call) -> Result:
     call.ride(call.optional_tensor("bias"), out)
 
     positions = data.shape[channel_dim + 1 :] if transposed else call.shape[channel_dim + 1 :]
-    batch = [data.labels_of(dim) for dim in range(channel_dim)]
-    unlabelled = math.prod(size for size, labels in zip(data.shape, batch, strict=False) if labels is None)
+    around = {dim: data.labels_of(dim) for dim in range(len(data.shape)) if dim != channel_dim}
+    sizes = {**dict(enumerate(data.shape[:channel_dim])), **dict(enumerate(positions, channel_dim + 1))}
+    unlabelled = math.prod(size for dim, size in sizes.items() if around[dim] is None)
     fixed, widths = _widths(weight, output_dim, input_dim)
-    coefficient = 2 * math.prod(positions) * unlabelled * math.prod(weight.shape[2:]) * fixed
-    call.state.count(call.node, coefficient, [*batch, *widths])
-    blocks = [Block.of(dim, labels) for dim, labels in enumerate(batch) if labels is not None]
+    coefficient = 2 * unlabelled * math.prod(weight.shape[2:]) * fixed
+    call.state.count(call.node, coefficient, [*around.values(), *widths])
+    blocks = [Block.of(dim, labels) for dim, labels in around.items() if labels is not None]
     return call.result([*blocks, Block.of(channel_dim, out)] if out is not None else blocks)
+
+
+def _slides_over_channels(data: Value, weight: Value, shape: tuple[int, ...]) -> bool:
+    last = len(data.shape) - 1
+    single = len(weight.shape) == 3 and weight.shape[:2] == (1, 1)
+    return single and data.labels_of(last) is not None and shape[last] == data.shape[last]
+
+
+def _sliding(call: Call, data: Value, weight: Value) -> Result:
+    """One kernel along the channels themselves (efficient channel attention): the neighbours of those that stay change.
+
+    So each channel keeps its labels, and cutting them is inexact.
+    """
+    last = len(data.shape) - 1
+    call.state.freeze_dim(weight, 2, "is the size of a kernel", call.node)
+    labels = data.labels_of(last)
+    assert labels is not None
+    call.state.norms.append(ChannelNorm(node=call.node.name, dim=last, labels=labels))
+    rows = [data.labels_of(dim) for dim in range(last)]
+    unlabelled = math.prod(size for size, found in zip(data.shape[:last], rows, strict=True) if found is None)
+    call.state.count(call.node, 2 * weight.shape[2] * unlabelled, [*rows, labels])
+    return call.result(data.blocks)
 
 
 def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: int) -> Labels | None:
@@ -69,7 +95,10 @@ def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: i
             state.unite(produced.reshape(groups, outputs), incoming.reshape(groups, inputs)[:, :1])
         if consumed is not None:
             state.freeze(consumed, "the inputs of one convolution group stay together", node)
-        return produced
+        if incoming is None:
+            return produced
+        # the same channels as those produced, but what was one channel before is still seen to be one
+        return np.repeat(incoming.reshape(groups, inputs)[:, 0], outputs)
     state.unite(produced.reshape(groups, outputs), produced.reshape(groups, outputs)[:1])
     if incoming is None:
         if consumed is not None:
@@ -183,12 +212,9 @@ def _voted_batch(call: Call, value: Value) -> Value:
     state, blocks = call.state, []
     for block in value.blocks:
         batch = [dim for dim in block.dims if dim < len(value.shape) - 2]
-        if len(block.dims) > 1:
-            chosen = state.one_axis(block, vote=batch[0] if batch else None)
-            if len(chosen.dims) > 1:
-                continue  # the first pass only votes
-            block = chosen
-        blocks.append(block)
+        block = state.one_axis(block, vote=batch[-1] if batch else None)
+        if len(block.dims) == 1:  # the first pass only votes
+            blocks.append(block)
     return Value(value.shape, tuple(blocks), value.tensor)
 
 
@@ -226,9 +252,11 @@ def _with_bias(call: Call, blocks: list[Block], bias: Value) -> list[Block]:
     return kept
 
 
-def _without_spatial_blocks(call: Call, data: Value, channel_dim: int) -> Value:
-    for dim in range(len(data.shape)):
-        if dim > channel_dim:
+def _without_spatial_blocks(call: Call, data: Value, weight: Value, channel_dim: int) -> Value:
+    """One-axis blocks only. A kernel of one position keeps those of a spatial dimension, a longer one freezes it."""
+    steps = any(step != 1 for step in call.arguments.get("stride") or ())
+    for dim in range(channel_dim + 1, len(data.shape)):
+        if steps or weight.shape[dim - channel_dim + 1] > 1 or call.shape[dim] != data.shape[dim]:
             data = call.state.freeze_dim(data, dim, "slides over this dimension", call.node)
     blocks = tuple(call.state.one_axis(block) for block in data.blocks)
     return Value(data.shape, tuple(block for block in blocks if len(block.dims) == 1), data.tensor)
@@ -273,69 +301,13 @@ def _widths(weight: Value, *dims: int) -> tuple[int, list[Labels | None]]:
     return fixed, labels
 
 
-def einsum(call: Call) -> Result:
-    """``einsum`` by its equation: letters in both operands unite; those absent from the result are read."""
-    operands: Sequence[Value] = call.arguments["tensors"]
-    equation = str(call.arguments["equation"]).replace(" ", "")
-    repeats = any(len(set(term)) < len(term) for term in equation.split("->")[0].split(","))
-    if len(operands) != 2 or "->" not in equation or "." in equation or repeats:
-        return call.freeze_all("an einsum of this form is not followed")
-    terms, result = equation.split("->")
-    first_letters, second_letters = terms.split(",")
-    state = call.state
-    labelled: dict[str, Labels] = {}
-    sizes: dict[str, int] = {}
-    unlabelled: set[str] = set()
-    values = []
-    for letters, operand in zip((first_letters, second_letters), operands, strict=True):
-        value = operand
-        for block in operand.blocks:
-            batch = [dim for dim in block.dims if letters[dim] in result and _in_all(letters[dim], terms)]
-            chosen = state.one_axis(block, vote=batch[0] if batch else None)
-            others = tuple(other for other in value.blocks if other is not block)
-            value = Value(value.shape, (*others, chosen) if len(chosen.dims) == 1 else others, value.tensor)
-        values.append(value)
-        for dim, letter in enumerate(letters):
-            sizes[letter] = value.shape[dim]
-            labels = value.labels_of(dim)
-            if labels is None:
-                unlabelled.add(letter)
-            elif letter in labelled:
-                state.unite(labelled[letter], labels)
-            else:
-                labelled[letter] = labels
-    for letter in unlabelled & labelled.keys():
-        state.freeze(labelled.pop(letter), NOT_PRUNABLE, call.node)
-    for letters, value in zip((first_letters, second_letters), values, strict=True):
-        if value.tensor is not None:
-            _mark_einsum(state, value, letters, result, first_letters, second_letters)
-    contracted = [letter for letter in labelled if letter not in result]
-    if contracted:
-        for letter in contracted:
-            state.freeze(labelled[letter], "an einsum sums over this dimension", call.node)
-    coefficient = 2 * math.prod(size for letter, size in sizes.items() if letter not in labelled)
-    state.count(call.node, coefficient, labelled.values())
-    return call.result([Block.of(result.index(letter), labelled[letter]) for letter in labelled if letter in result])
+def not_followed(what: str) -> Rule:
+    """A rule that freezes everything that meets ``what``."""
 
+    def rule(call: Call) -> Result:
+        return call.freeze_all(f"passes through {what}, which is not followed")
 
-def _in_all(letter: str, terms: str) -> bool:
-    return all(letter in term for term in terms.split(","))
-
-
-def _mark_einsum(state: Labelling, value: Value, letters: str, result: str, first: str, second: str) -> None:
-    for dim, letter in enumerate(letters):
-        labels = value.labels_of(dim)
-        if labels is None:
-            continue
-        if letter not in result:
-            state.consumers.append(labels)
-        elif not (letter in first and letter in second):
-            state.producers.append(labels)
-
-
-def bilinear(call: Call) -> Result:
-    """Freezes: a bilinear layer is not followed."""
-    return call.freeze_all("a bilinear layer is not followed")
+    return rule
 
 
 _CONVOLUTIONS = (
@@ -348,6 +320,8 @@ _CONVOLUTIONS = (
     "convolution",
 )
 
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_CONVOLUTIONS, convolution),
     "linear": linear,
@@ -356,6 +330,6 @@ RULES: dict[str, Rule] = {
     "bmm": matmul,
     "addmm": addmm,
     "baddbmm": addmm,
-    "einsum": einsum,
-    "bilinear": bilinear,
+    "bilinear": not_followed("a bilinear layer"),
+    **dict.fromkeys(_RECURRENT, not_followed("a recurrent layer")),
 }

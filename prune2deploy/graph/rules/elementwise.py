@@ -52,18 +52,18 @@ def parametric_relu(call: Call) -> Result:
     return call.result(data.blocks)
 
 
-def copies_into(call: Call) -> Result:
-    """``copy_(self, source)``: the source's labels, if the destination is a value that is wholly overwritten."""
-    destination, source = call.tensor("self"), call.tensor("src")
-    if destination.blocks or source.blocks:
-        return call.freeze_all("is copied into a buffer in place")
-    return call.unlabelled()
+def takes_size(call: Call) -> Result:
+    """A constant of the size of a tensor: what leaves the tensor leaves the constant."""
+    return call.result(call.values[0].blocks)
 
 
 def makes_constant(call: Call) -> Result:
-    """A fresh tensor that depends on sizes only."""
-    for value in call.values:
-        call.state.freeze_value(value, "its size is read to make a constant", call.node)
+    """One number everywhere, in a size written in the code: each index has labels of its own."""
+    return call.result(call.fresh(range(len(call.shape))))
+
+
+def makes_data(call: Call) -> Result:
+    """Fresh data of fixed size. Nothing is read of its arguments but numbers and types."""
     return call.unlabelled()
 
 
@@ -88,10 +88,15 @@ def _clusters(operands: list[Value]) -> list[tuple[int, ...]]:
 
 
 def _prepared(call: Call, operand: Value, dims: tuple[int, ...]) -> Value:
-    """Resolve what a joint cluster cannot hold: an operand with two blocks in it keeps none of them."""
+    """Resolve what a joint cluster cannot hold: of an operand with two blocks in it neither stays.
+
+    Labels that belong to no tensor (of repeated or constant data) give way to those that do.
+    """
     inside = [block for block in operand.blocks if set(block.dims) & set(dims)]
     if len(inside) <= 1:
         return operand
+    own = [block for block in inside if call.state.is_of_tensors(block)]
+    inside = [block for block in inside if len(own) != 1 or block is not own[0]]
     for block in inside:
         call.state.freeze(block.labels, "two prunable dimensions meet one that joins them", call.node)
     return Value(operand.shape, tuple(block for block in operand.blocks if block not in inside), operand.tensor)
@@ -140,16 +145,17 @@ _PASS_THROUGH = (
     "float", "half", "double", "bfloat16",
 )  # fmt: skip
 _BY_POSITION = ("masked_fill", "where", "rsub")
-_CONSTANTS = (
-    "zeros", "ones", "full", "empty", "arange", "linspace", "scalar_tensor", "eye", "new_zeros", "new_ones", "new_full",
-    "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "rand", "randn", "rand_like", "randn_like",
-)  # fmt: skip
+_CONSTANTS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+_OF_A_SIZE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli")
+_DATA = ("arange", "linspace", "scalar_tensor", "eye", "rand", "randn")
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_PASS_THROUGH, passes_through),
     **dict.fromkeys(_BY_POSITION, elementwise),
     **dict.fromkeys(_CONSTANTS, makes_constant),
-    "copy": copies_into,
+    **dict.fromkeys(_OF_A_SIZE, takes_size),
+    **dict.fromkeys(_DATA, makes_data),
+    "copy": elementwise,
     "prelu": parametric_relu,
     "fill": passes_through,
     "zero": passes_through,

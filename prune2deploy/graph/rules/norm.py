@@ -8,12 +8,12 @@ from prune2deploy.graph.rules.call import Call, Result, Rule
 def batch_norm(call: Call) -> Result:
     """Scale, shift and running statistics leave with their channel (dimension 1).
 
-    Statistics of the data itself (no running ones, or a weight that is standardised) need all other dimensions whole.
+    Statistics of the data itself (no running ones, or a weight that is standardised) are taken over all others.
     """
     data = call.tensor("input")
     if call.arguments.get("training"):
-        data = call.state.freeze_dim(data, 0, "is normalised over this dimension", call.node)
-        data = _fixed_beyond_channels(call, data)
+        for dim in (0, *range(2, len(data.shape))):
+            data = _normed(call, data, dim)
     data, labels = _one_channel_dimension(call, data)
     for name in ("weight", "bias", "running_mean", "running_var"):
         call.ride(call.optional_tensor(name), labels)
@@ -39,7 +39,7 @@ def layer_norm(call: Call) -> Result:
         data = _normed(call, data, dim)
         for parameter in affine:
             call.ride(parameter, data.labels_of(dim), dim - first)
-        if count > 1 or affine[0] is None:
+        if count > 1 or (affine[0] is None and not call.state.sizes_are_free):
             data = call.state.freeze_dim(data, dim, "is normalised over a size that is not a parameter's", call.node)
     return call.result(data.blocks)
 
@@ -72,10 +72,8 @@ def softmax(call: Call) -> Result:
 
 def _normed(call: Call, data: Value, dim: int) -> Value:
     block = data.block_of(dim)
-    if block is not None and len(block.dims) > 1:
-        chosen = call.state.one_axis(block)
-        others = tuple(other for other in data.blocks if other is not block)
-        data = Value(data.shape, (*others, chosen) if len(chosen.dims) == 1 else others, data.tensor)
+    if block is not None and len(block.dims) > 1:  # within a head, or within one of several groups
+        return call.state.freeze_dim(data, dim, "is normalised as a part of a dimension", call.node)
     labels = data.labels_of(dim)
     if labels is not None:
         call.state.norms.append(ChannelNorm(node=call.node.name, dim=dim, labels=labels))
@@ -102,7 +100,10 @@ def rms_norm(call: Call) -> Result:
 
 
 def weight_norm(call: Call) -> Result:
-    """A weight given as direction and length, one for each index of ``dim``; the length is taken over all others."""
+    """A weight given as direction and length, one for each index of ``dim``; the length is taken over all others.
+
+    Those that are inputs may leave, inexactly: the direction is then scaled to the same length without them.
+    """
     direction, length = call.tensor("v"), call.tensor("g")
     own = int(call.arguments["dim"]) % len(direction.shape)
     blocks: list[Block] = []
@@ -113,7 +114,7 @@ def weight_norm(call: Call) -> Result:
         if dim == own:
             call.ride(length, labels, dim)
         else:
-            call.state.freeze(labels, "a weight's length is taken over this dimension", call.node)
+            call.state.norms.append(ChannelNorm(node=call.node.name, dim=dim, labels=labels))
         blocks.append(Block.of(dim, labels))
     return call.result(blocks)
 

@@ -1,26 +1,32 @@
 """Reductions: over unlabelled dimensions they change nothing; over channels only a sum stays exact."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from prune2deploy.graph.labelling import ChannelNorm
 from prune2deploy.graph.labels import Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
 from prune2deploy.graph.rules.elementwise import elementwise
 
 
 def reduction(call: Call) -> Result:
-    """Mean, maximum, variance and the like: a labelled dimension that is reduced must keep its size.
+    """Mean, maximum, variance and the like, over one dimension of channels: inexact, since they cover fewer channels.
 
     ``max`` and ``min`` of two tensors are element-wise operators of the same name.
     """
     if call.optional_tensor("other") is not None:
         return elementwise(call)
-    return _reduced(call, sums=False)
+    return _reduced(call, kind="statistic")
+
+
+def position(call: Call) -> Result:
+    """The place of a maximum: a labelled dimension that is reduced must keep its size."""
+    return _reduced(call, kind="position")
 
 
 def summation(call: Call) -> Result:
-    """A sum reads the channels that it sums over; those that leave add nothing."""
-    return _reduced(call, sums=True)
+    """A sum, or the length of a vector, reads the channels that it covers; those that leave add nothing."""
+    return _reduced(call, kind="sum")
 
 
 def cumulation(call: Call) -> Result:
@@ -33,15 +39,18 @@ def cumulation(call: Call) -> Result:
     return results if isinstance(call.node.meta["val"], list | tuple) else results[0]
 
 
-def _reduced(call: Call, *, sums: bool) -> Result:
+def _reduced(call: Call, *, kind: Literal["sum", "statistic", "position"]) -> Result:
     data = call.values[0]
     rank = len(data.shape)
     named = call.arguments.get("dim")
     dims = _dims(named, rank)
     for dim in dims:
         labels = data.labels_of(dim)
-        if sums and labels is not None:
-            call.state.read(call.node, 0, dim, labels)
+        if labels is not None and kind != "position":
+            if kind == "sum":
+                call.state.read(call.node, 0, dim, labels)
+            else:
+                call.state.norms.append(ChannelNorm(node=call.node.name, dim=dim, labels=labels))
             blocks = tuple(block for block in data.blocks if dim not in block.dims)
             data = Value(data.shape, blocks, data.tensor)
         else:
@@ -64,11 +73,12 @@ def _dims(named: Any, rank: int) -> Sequence[int]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
-            "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "norm", "any", "all",
-            "logsumexp", "argmax", "argmin", "linalg_vector_norm", "median",
+            "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod", "any", "all",
+            "logsumexp", "median",
         ),
         reduction,
     ),
-    "sum": summation,
+    **dict.fromkeys(("argmax", "argmin"), position),
+    **dict.fromkeys(("sum", "norm", "linalg_vector_norm"), summation),
     **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp"), cumulation),
 }  # fmt: skip

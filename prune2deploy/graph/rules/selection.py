@@ -65,7 +65,8 @@ def split(call: Call) -> Result:
     """``split``, ``chunk``, ``tensor_split``: pieces of hard-coded sizes.
 
     A module that is sliced splits again by the sizes in its code. So what stands at the same place in each piece
-    leaves together, and the pieces stay equal; pieces of unequal sizes are frozen (docs/decisions/0003).
+    leaves together, and the pieces stay equal; pieces of unequal sizes are frozen (docs/decisions/0003). Where the
+    sizes will be rewritten, each piece may have a width of its own.
     """
     data = call.values[0]
     dim = int(call.arguments.get("dim", 0)) % len(data.shape)
@@ -73,7 +74,9 @@ def split(call: Call) -> Result:
     block = data.block_of(dim)
     if block is not None and len(block.dims) == 1:
         pieces = np.split(block.labels, np.cumsum(sizes)[:-1])
-        if call.name == "chunk" and len(set(sizes)) == 1:
+        if call.state.sizes_are_free:
+            call.state.pieces.extend(pieces)
+        elif call.name == "chunk" and len(set(sizes)) == 1:
             for piece in pieces[1:]:
                 call.state.unite(pieces[0], piece)
         else:
@@ -99,13 +102,29 @@ def gated_linear_unit(call: Call) -> Result:
 
 
 def slice_(call: Call) -> Result:
-    """A slice of a dimension. Whole slices change nothing; parts are bounds written in the code, and freeze it."""
+    """A slice of a dimension. Whole slices change nothing; the bounds of parts are written in the code, and freeze it.
+
+    Where bounds will be rewritten, a part without steps takes its labels and may have a width of its own.
+    """
     data = call.tensor("self")
     dim = int(call.arguments.get("dim", 0)) % len(data.shape)
     if call.shape[dim] == data.shape[dim]:
         return call.result(data.blocks)
+    labels, start = data.labels_of(dim), _start(call, data.shape[dim])
+    if call.state.sizes_are_free and labels is not None and start is not None:
+        taken = slice(start, start + call.shape[dim])
+        call.state.pieces.append(labels[taken])
+        return _taken(call, data, dim, taken, call.shape)
     data = call.state.freeze_dim(data, dim, "is sliced by bounds written in the code", call.node)
     return call.result([block for block in data.blocks if dim not in block.dims])
+
+
+def _start(call: Call, size: int) -> int | None:
+    """Where a slice without steps and with written bounds starts."""
+    start = call.arguments.get("start") or 0
+    if int(call.arguments.get("step") or 1) != 1 or not isinstance(start, int):
+        return None
+    return max(start + size, 0) if start < 0 else min(start, size)
 
 
 def select(call: Call) -> Result:
@@ -135,6 +154,7 @@ def _at(call: Call, data: Value, dim: int, index: int, shape: tuple[int, ...]) -
     for block in data.blocks:
         labels, dims, keys = block.labels, block.dims, block.keys
         if dim in dims:
+            call.state.vote_against(block, dim)
             axis = block.along(dim)
             labels = np.asarray(labels.take(index, axis=axis))
             dims, keys = dims[:axis] + dims[axis + 1 :], keys[:axis] + keys[axis + 1 :]
@@ -147,6 +167,7 @@ def _taken(call: Call, data: Value, dim: int, positions: Any, shape: tuple[int, 
     for block in data.blocks:
         labels: Labels = block.labels
         if dim in block.dims:
+            call.state.vote_against(block, dim)
             axis = block.along(dim)
             index: list[Any] = [slice(None)] * labels.ndim
             index[axis] = positions
@@ -172,12 +193,35 @@ def flip(call: Call) -> Result:
 
 
 def pad(call: Call) -> Result:
-    """Padding of unlabelled dimensions; where channels are padded, the number is written in the code."""
+    """Padding of unlabelled dimensions; where channels are padded, the number is written in the code.
+
+    Where that number will be rewritten, what is added to the channels gets labels of its own.
+    """
     data = call.values[0]
+    added = _padding(call, len(data.shape))
+    padded: list[Block] = []
     for dim in range(len(data.shape)):
-        if call.shape[dim] != data.shape[dim]:
+        if call.shape[dim] == data.shape[dim]:
+            continue
+        labels = data.labels_of(dim)
+        if labels is None or not call.state.sizes_are_free or added is None or min(added[dim]) < 0:
             data = call.state.freeze_dim(data, dim, "is padded by a number written in the code", call.node)
-    return call.result(data.blocks)
+            continue
+        before, after = (call.state.new_labels(count) for count in added[dim])
+        padded.append(Block.of(dim, np.concatenate([before, labels, after])))
+    changed = {block.dims for block in padded}
+    return call.result([*(block for block in data.blocks if block.dims not in changed), *padded])
+
+
+def _padding(call: Call, rank: int) -> list[tuple[int, int]] | None:
+    """What is added before and after each dimension, where it is written as constants of zero."""
+    widths = call.arguments["pad"]
+    value = call.arguments.get("value")
+    constant = call.arguments.get("mode", "constant") == "constant" and (value is None or value == 0)
+    if not constant or not all(isinstance(width, int) for width in widths):
+        return None
+    pairs = [(widths[place], widths[place + 1]) for place in range(0, len(widths), 2)]
+    return [*[(0, 0)] * (rank - len(pairs)), *reversed(pairs)]
 
 
 def index(call: Call) -> Result:

@@ -17,33 +17,52 @@ def reshape(call: Call) -> Result:
     with others, each label repeats for every position; where it splits one, the labels become a joint block, of which
     only one axis can be cut.
     """
-    data, shape = call.values[0], call.shape
-    pairs = _segments(data.shape, shape, data.blocks)
+    data = call.values[0]
+    segments = _segments(data.shape, call.shape)
     blocks: list[Block] = []
-    for inputs, outputs in pairs:
-        inside = [block for block in data.blocks if set(block.dims) <= set(inputs)]
-        if not inside:
-            continue
-        if len(inside) > 1:
-            for block in inside:
-                call.state.freeze(block.labels, "a reshape merges two prunable dimensions", call.node)
-            continue
-        block = inside[0]
-        if len(inputs) == len(outputs) == len(block.dims) == 1:
-            blocks.append(Block((outputs[0],), block.labels, block.keys))
-            continue
+    for block in _apart(call, data, segments):
+        touched = [(inputs, outputs) for inputs, outputs in segments if set(inputs) & set(block.dims)]
+        inputs = [dim for segment, _ in touched for dim in segment]
         if math.prod(data.shape[dim] for dim in inputs) > MAXIMUM_LABELS_OF_A_VALUE:
             call.state.freeze(block.labels, "a reshape merges it into a very large dimension", call.node)
             continue
-        moved = _spread(block, inputs, data.shape).reshape([shape[dim] for dim in outputs])
-        keys = tuple(AxisKey(call.node.name, dim) for dim in outputs)
+        outputs = [dim for _, segment in touched for dim in segment]
+        keys = tuple(key for segment in touched for key in _keys(call, block, *segment))
+        moved = _spread(block, inputs, data.shape).reshape([call.shape[dim] for dim in outputs])
         blocks.append(Block(tuple(outputs), moved, keys))
     value = call.result(blocks)
-    return _collapsed(call, value)
-
-
-def _collapsed(call: Call, value: Value) -> Value:
     return Value(value.shape, tuple(call.state.one_axis(block) for block in value.blocks), value.tensor)
+
+
+def _apart(call: Call, data: Value, segments: Sequence[tuple[list[int], list[int]]]) -> list[Block]:
+    """The blocks that have the segments they touch to themselves; where several meet in one, all but one freeze.
+
+    The longest stays, and labels of tensors before those of repeated or constant data.
+    """
+    meeting: set[int] = set()
+    for inputs, _ in segments:
+        inside = [number for number, block in enumerate(data.blocks) if set(block.dims) & set(inputs)]
+        if len(inside) > 1:
+            stays = max(inside, key=lambda number: _weight(call, data.blocks[number]))
+            meeting.update(number for number in inside if number != stays)
+    for number in meeting:
+        call.state.freeze(data.blocks[number].labels, "a reshape merges two prunable dimensions", call.node)
+    return [block for number, block in enumerate(data.blocks) if number not in meeting]
+
+
+def _weight(call: Call, block: Block) -> tuple[bool, int]:
+    return call.state.is_of_tensors(block), block.labels.size
+
+
+def _keys(call: Call, block: Block, inputs: list[int], outputs: list[int]) -> list[AxisKey | None]:
+    """Names of the new axes of one segment. What only changes its place keeps its name."""
+    covered = [block.keys[block.along(dim)] for dim in inputs if dim in block.dims]
+    if len(inputs) == len(outputs) == 1:
+        return covered
+    keys = [AxisKey(call.node.name, dim) for dim in outputs]
+    if len(covered) == 1 and covered[0] is not None:
+        call.state.parents.update(dict.fromkeys(keys, covered[0]))
+    return list(keys)
 
 
 def _spread(block: Block, dims: Sequence[int], shape: Sequence[int]) -> Labels:
@@ -52,10 +71,8 @@ def _spread(block: Block, dims: Sequence[int], shape: Sequence[int]) -> Labels:
     return np.broadcast_to(block.labels.reshape(own), [shape[dim] for dim in dims])
 
 
-def _segments(
-    before: Sequence[int], after: Sequence[int], blocks: Sequence[Block]
-) -> list[tuple[list[int], list[int]]]:
-    """Smallest runs of dimensions with equal products, runs that a joint block ties together merged into one.
+def _segments(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of dimensions with equal products.
 
     Dimensions of size 1 belong to no run: they have no labels.
     """
@@ -75,14 +92,6 @@ def _segments(
                 right *= after[targets[j]]
                 j += 1
         pairs.append((sources[start:i], targets[stop:j]))
-    for block in blocks:
-        touched = [index for index, (inputs, _) in enumerate(pairs) if set(inputs) & set(block.dims)]
-        first, last = touched[0], touched[-1]
-        if first != last:
-            merged = pairs[first : last + 1]
-            pairs[first : last + 1] = [
-                ([dim for inputs, _ in merged for dim in inputs], [dim for _, outputs in merged for dim in outputs])
-            ]
     return pairs
 
 
@@ -117,12 +126,15 @@ def _permuted(call: Call, order: Sequence[int]) -> Result:
 
 
 def expand(call: Call) -> Result:
-    """New leading dimensions, and dimensions of size 1 repeated: neither has labels."""
+    """New leading dimensions, and dimensions of size 1 repeated.
+
+    A repeated index has labels of its own: fewer repetitions do where whatever it meets loses some.
+    """
     data = call.values[0]
     offset = len(call.shape) - len(data.shape)
-    return call.result(
-        [Block(tuple(dim + offset for dim in block.dims), block.labels, block.keys) for block in data.blocks]
-    )
+    blocks = [Block(tuple(dim + offset for dim in block.dims), block.labels, block.keys) for block in data.blocks]
+    before = (1,) * offset + data.shape
+    return call.result([*blocks, *call.fresh(dim for dim, size in enumerate(before) if size == 1)])
 
 
 def repeat(call: Call) -> Result:
@@ -133,7 +145,8 @@ def repeat(call: Call) -> Result:
     for block in data.blocks:
         times = [call.shape[dim + offset] // data.shape[dim] for dim in block.dims]
         blocks.append(Block(tuple(dim + offset for dim in block.dims), np.tile(block.labels, times), block.keys))
-    return call.result(blocks)
+    before = (1,) * offset + data.shape
+    return call.result([*blocks, *call.fresh(dim for dim, size in enumerate(before) if size == 1)])
 
 
 def repeat_interleave(call: Call) -> Result:
@@ -166,5 +179,6 @@ RULES: dict[str, Rule] = {
     "expand_as": expand,
     "broadcast_to": expand,
     "repeat": repeat,
+    "tile": repeat,
     "repeat_interleave": repeat_interleave,
 }

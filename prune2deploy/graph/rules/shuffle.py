@@ -1,4 +1,4 @@
-"""Operators that move whole channels to other places: pixel shuffle and its inverse, channel shuffle."""
+"""Operators that move whole channels to other places: pixel and channel shuffle, windows and columns."""
 
 import numpy as np
 
@@ -33,6 +33,30 @@ def channel_shuffle(call: Call) -> Result:
     return call.result([*_others(data, dim), Block.of(dim, grouped.T.ravel())])
 
 
+def image_to_columns(call: Call) -> Result:
+    """``unfold``: (B, C, H, W) -> (B, C k k, L): each channel gives the k k neighbours that a kernel covers."""
+    data, dim, labels = _channels(call, 1)
+    if labels is None:
+        return call.result(_others(data, dim))
+    return call.result([*_others(data, dim), Block.of(dim, np.repeat(labels, call.shape[dim] // len(labels)))])
+
+
+def columns_to_image(call: Call) -> Result:
+    """``fold``: (B, C k k, L) -> (B, C, H, W): the k k columns that make one channel leave together."""
+    data, dim, labels = _channels(call, 1)
+    if labels is None:
+        return call.result(_others(data, dim))
+    windows = labels.reshape(call.shape[dim], -1)
+    return call.result([*_others(data, dim), Block.of(dim, call.state.unite_along(windows, 1))])
+
+
+def windows(call: Call) -> Result:
+    """``Tensor.unfold``: a dimension falls apart into windows, whose positions become a new last dimension."""
+    data = call.tensor("self")
+    dim = int(call.arguments["dimension"]) % len(data.shape)
+    return call.result(call.state.freeze_dim(data, dim, "is cut into windows of a written size", call.node).blocks)
+
+
 def _channels(call: Call, dim: int) -> tuple[Value, int, Labels | None]:
     """The argument with its other dimensions beyond the batch fixed, its channel dimension, and the labels there."""
     data = call.values[0]
@@ -52,4 +76,7 @@ RULES: dict[str, Rule] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
+    "im2col": image_to_columns,
+    "col2im": columns_to_image,
+    "unfold": windows,
 }

@@ -1,0 +1,147 @@
+"""Which way to cut a model: slicing its modules, or editing its exported graph where sizes stand in the code."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from prune2deploy.budget.from_mask import plan_from_mask
+from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.errors import InputError, ModelError, ProofError
+from prune2deploy.graph.channels import ChannelGraph
+from prune2deploy.graph.trace import Trace, export_program, trace, trace_program
+from prune2deploy.pipeline.choices import BACKENDS, known
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.surgery.apply import pruned_copy
+from prune2deploy.surgery.edit import Editor
+from prune2deploy.surgery.edited import EditedModule
+from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
+from prune2deploy.surgery.trial import freeze_what_breaks, randomised_copy, trial_mask
+
+AUTO = "auto"
+MODULE = "module"
+GRAPH = "graph"
+_WORTH_EDITING = 0.005
+"""Share of the dense FLOPs that must become removable before ``auto`` gives up the user's own class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """A model's channels as one of the backends can remove them. ``editor`` None: by slicing its modules.
+
+    ``notes`` say why that backend was taken, where there was a choice.
+    """
+
+    traced: Trace
+    editor: Editor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def backend(self) -> str:
+        """``module`` or ``graph``."""
+        return MODULE if self.editor is None else GRAPH
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channels themselves."""
+        return self.traced.graph
+
+    def without_groups(self, reasons: dict[int, str]) -> "Channels":
+        """These channels, of which some groups cannot leave: group index to the reason, which is kept for the user."""
+        return replace(self, traced=self.traced.without_groups(reasons))
+
+    def cut(self, model: nn.Module, plan: PrunePlan) -> nn.Module:
+        """``model`` without what ``plan`` removes; it stays whole.
+
+        Raises:
+            InputError: the plan belongs to another model.
+            ProofError: the plan cannot be carried out.
+        """
+        return pruned_copy(model, plan) if self.editor is None else self.editor.edited_copy(model, plan)
+
+
+def find_channels(
+    model: nn.Module, inputs: Sequence[Any], *, backend: str = AUTO, progress: Progress = SILENT
+) -> Channels:
+    """The channels of ``model`` that can leave without breaking its code. ``inputs`` have a batch of 1.
+
+    ``auto`` slices modules, unless sizes written in the code keep channels in place that editing the graph frees.
+
+    Raises:
+        InputError: there is no such backend.
+        ModelError: the model cannot be exported; with ``graph`` also: not in training mode or with a free batch size.
+        ProofError: ``graph`` was asked for, and a cut on trial is not exact.
+    """
+    known(backend, BACKENDS, where="backend")
+    if isinstance(model, EditedModule):  # an edited graph holds its sizes as constants, and has no modules to slice
+        return Channels(traced=trace(model, inputs))
+    with progress.task("tracing the model", total=3) as task:
+        program = export_program(model, tuple(inputs))
+        task.advance()
+        sliced = None
+        if backend != GRAPH:
+            task.describe("cutting on trial")
+            sliced = Channels(traced=freeze_what_breaks(trace_program(model, program), model, inputs))
+        task.advance()
+        if sliced is not None and backend == MODULE:
+            return sliced
+        free = trace_program(model, program, sizes_are_free=True)
+        gain = 1.0 if sliced is None else (_least_flops(sliced.graph) - _least_flops(free.graph))
+        if sliced is not None and gain < _WORTH_EDITING:
+            return sliced
+        task.describe("editing the graph on trial")
+        try:
+            editor = _tried_editor(model, free, inputs)
+        except (ModelError, ProofError) as error:
+            if sliced is None:
+                raise
+            note = f"modules are sliced: editing the graph would let more leave, but cannot be done here ({error})"
+            return replace(sliced, notes=(note,))
+    if sliced is None:
+        return Channels(traced=free, editor=editor)
+    note = (
+        f"the exported graph is edited instead of slicing modules: {gain:.0%} of the FLOPs are kept in place by sizes "
+        "written in the code"
+    )
+    return Channels(traced=free, editor=editor, notes=(note,))
+
+
+def refuse_edited(model: nn.Module, *, where: str | None = None) -> None:
+    """Refuse a model that was pruned by graph editing: its graph cannot be cut again.
+
+    Raises:
+        InputError: it was.
+    """
+    if isinstance(model, EditedModule):
+        raise InputError(
+            "was pruned by editing its graph, which cannot be cut again",
+            where=where,
+            hint="prune the dense model again, to the smaller target",
+        )
+
+
+def _least_flops(graph: ChannelGraph) -> float:
+    """The share of the dense FLOPs that one channel in each group would leave."""
+    kept = graph.everything()
+    for group in graph.groups:
+        kept[group.channels[1:]] = False
+    return graph.cost.flops(kept) / max(graph.cost.dense_flops, 1)
+
+
+def _tried_editor(model: nn.Module, traced: Trace, inputs: Sequence[Any]) -> Editor:
+    """The editor, once a cut of all groups of a randomised copy equals its gated dense self."""
+    editor = Editor.of(model, traced, inputs)
+    sample = randomised_copy(model)
+    kept = trial_mask(traced.graph, range(len(traced.graph.groups)))
+    edited = editor.edited_copy(sample, plan_from_mask(traced.graph, kept))
+    try:
+        comparison = compared(traced, sample, edited, kept, inputs)
+    except FORWARD_ERRORS as error:
+        summary = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ProofError(f"the edited graph does not run: {summary}", where="graph editing") from error
+    if comparison.fault is not None:
+        raise ProofError(
+            f"the edited graph is not the dense one without those channels: {comparison.fault}", where="graph editing"
+        )
+    return editor

@@ -1,0 +1,64 @@
+"""Every value of an edited graph must have the shape that the labels predict."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prune2deploy.errors import ProofError
+from prune2deploy.graph.labelling import place_of
+from prune2deploy.graph.labels import Value
+from prune2deploy.surgery.rewrite import KeptLabels, Values
+
+
+def check_predicted_shapes(
+    graph: torch.fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Any], values: Values, kept: KeptLabels
+) -> None:
+    """Run ``graph`` without data and compare the shape of every value with the predicted one.
+
+    ``tensors`` are the parameters and buffers that the graph reads, by name; ``values`` the labelled values by node.
+
+    Raises:
+        ProofError: an operator refuses the new sizes, or a shape is another one; the operator is named.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        fake_inputs = [
+            mode.from_tensor(one) if isinstance(one, Tensor) else one for one in torch.utils._pytree.tree_leaves(inputs)
+        ]
+        _Checker(graph, fakes, values, kept).run(*fake_inputs, enable_io_processing=False)
+
+
+class _Checker(torch.fx.Interpreter):
+    def __init__(self, graph: torch.fx.Graph, tensors: Mapping[str, Tensor], values: Values, kept: KeptLabels) -> None:
+        super().__init__(nn.Module(), graph=graph)
+        self.extra_traceback = False  # it would write over the one line of a refusal
+        self._tensors = tensors
+        self._values = values
+        self._kept = kept
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._tensors[str(target)]
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ProofError(
+                f"{n.target} refuses the sizes of the pruned model ({str(error).splitlines()[0]})", where=place_of(n)
+            ) from error
+        if n.op == "call_function" and n.name in self._values:
+            predicted = self._values[n.name]
+            results = result if isinstance(result, list | tuple) else (result,)
+            for one, value in zip(results, predicted if isinstance(predicted, tuple) else (predicted,), strict=False):
+                self._compare(n, one, value)
+        return result
+
+    def _compare(self, node: torch.fx.Node, result: Any, value: Value) -> None:
+        if isinstance(result, Tensor) and tuple(result.shape) != self._kept.shape(value):
+            raise ProofError(
+                f"{node.target} gives shape {tuple(result.shape)}, but {self._kept.shape(value)} was predicted",
+                where=place_of(node),
+            )
