@@ -126,8 +126,8 @@ def export_program(
     except Exception as error:
         raise _untraceable(model, inputs, error) from error
     finally:
-        for module, training in was_training.items():
-            module.training = training
+        for module, mode in was_training.items():
+            module.training = mode
 
 
 def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> ModelError:
