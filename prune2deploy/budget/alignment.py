@@ -5,9 +5,8 @@ granule with the budget in view, and not floored afterwards. Sources: ``docs/dec
 """
 
 import math
-from collections.abc import Sequence
 
-from prune2deploy.graph.channels import ChannelGraph, Group
+from prune2deploy.graph.channels import Group
 
 DEFAULT_GRANULE = 16
 MINIMUM_GRANULES = 4
@@ -36,8 +35,3 @@ def allowed_counts(group: Group, granule: int) -> tuple[int, ...]:
     if counts[-1] != count:
         counts.append(count)
     return tuple(counts)
-
-
-def misaligned(graph: ChannelGraph, widths: Sequence[int], granule: int) -> tuple[Group, ...]:
-    """Groups whose width under a plan is no multiple of the granule."""
-    return tuple(group for group, width in zip(graph.groups, widths, strict=True) if width % granule)

@@ -31,12 +31,7 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
         return cut_is_exact(trace, sample, trial_mask(trace.graph, groups), inputs)
 
     broken = find_failing([group.index for group in trace.graph.groups], survives)
-    return without_groups(trace, dict.fromkeys(broken, _REASON))
-
-
-def without_groups(trace: Trace, reasons: dict[int, str]) -> Trace:
-    """The trace in which some groups cannot leave, with reasons by group index."""
-    return trace.without_groups(reasons)
+    return trace.without_groups(dict.fromkeys(broken, _REASON))
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:

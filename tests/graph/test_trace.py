@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from prune2deploy.errors import ModelError
 from prune2deploy.graph.trace import trace
-from prune2deploy.surgery.trial import without_groups
 
 
 class Small(nn.Module):
@@ -170,7 +169,7 @@ def test_frozen_parameters_of_a_model_are_cut_like_others(see, prove_random_cut)
 def test_groups_that_are_frozen_later_keep_their_reason_and_the_cost_stays_right(see, prove_random_cut) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1), nn.Flatten(), nn.Linear(64, 2))
     seen = see(model, (1, 3, 4, 4))
-    fewer = without_groups(seen.trace, {1: "because the test says so"})
+    fewer = seen.trace.without_groups({1: "because the test says so"})
     assert [group.name for group in fewer.graph.groups] == ["0", "2"]
     assert fewer.graph.frozen[-1].reason == "because the test says so"
     assert fewer.graph.frozen[-1].axes == (("1.weight", 0),)
