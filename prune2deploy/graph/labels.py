@@ -91,6 +91,8 @@ def value_of(shape: Sequence[int], blocks: Iterable[Block]) -> tuple[Value, Labe
     kept: list[Block] = []
     lost: list[Labels] = []
     for block in blocks:
+        if block.labels.size == 0:  # an empty slice
+            continue
         labels, dims, keys = block.labels, list(block.dims), list(block.keys)
         for axis in reversed(range(len(dims))):
             first = labels.take([0], axis=axis)
