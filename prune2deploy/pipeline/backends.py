@@ -17,7 +17,7 @@ from prune2deploy.surgery.apply import pruned_copy
 from prune2deploy.surgery.edit import Editor
 from prune2deploy.surgery.edited import EditedModule
 from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
-from prune2deploy.surgery.trial import freeze_what_breaks, randomised_copy, trial_mask
+from prune2deploy.surgery.trial import randomised_copy, trial_is_exact, trial_mask, without_culprits
 
 AUTO = "auto"
 MODULE = "module"
@@ -66,7 +66,8 @@ def find_channels(
 ) -> Channels:
     """The channels of ``model`` that can leave without breaking its code. ``inputs`` have a batch of 1.
 
-    ``auto`` slices modules, unless sizes written in the code keep channels in place that editing the graph frees.
+    ``auto`` slices modules, unless sizes written in the code keep channels in place that editing the graph frees. Where
+    slicing fails on trial, the graph is edited; which groups made it fail is found out only if that cannot be done.
 
     Raises:
         InputError: there is no such backend.
@@ -79,32 +80,42 @@ def find_channels(
     with progress.task("tracing the model", total=3) as task:
         program = export_program(model, tuple(inputs))
         task.advance()
-        sliced = None
-        if backend != GRAPH:
-            task.describe("cutting on trial")
-            sliced = Channels(traced=freeze_what_breaks(trace_program(model, program), model, inputs))
+        sample = randomised_copy(model)
+        if backend == GRAPH:
+            task.describe("editing the graph on trial")
+            free = trace_program(model, program, sizes_are_free=True)
+            return Channels(traced=free, editor=_tried_editor(model, sample, free, inputs))
+        task.describe("cutting on trial")
+        sliced = trace_program(model, program)
+        slices = trial_is_exact(sliced, sample, inputs)
         task.advance()
-        if sliced is not None and backend == MODULE:
-            return sliced
-        free = trace_program(model, program, sizes_are_free=True)
-        gain = 1.0 if sliced is None else (_least_flops(sliced.graph) - _least_flops(free.graph))
-        if sliced is not None and gain < _WORTH_EDITING:
-            return sliced
-        task.describe("editing the graph on trial")
-        try:
-            editor = _tried_editor(model, free, inputs)
-        except (ModelError, ProofError) as error:
-            if sliced is None:
-                raise
-            note = f"modules are sliced: editing the graph would let more leave, but cannot be done here ({error})"
-            return replace(sliced, notes=(note,))
-    if sliced is None:
-        return Channels(traced=free, editor=editor)
-    note = (
-        f"the exported graph is edited instead of slicing modules: {gain:.0%} of the FLOPs are kept in place by sizes "
-        "written in the code"
+        note = None
+        if backend == AUTO:
+            free = trace_program(model, program, sizes_are_free=True)
+            gain = _least_flops(sliced.graph) - _least_flops(free.graph)
+            if not slices or gain >= _WORTH_EDITING:
+                task.describe("editing the graph on trial")
+                try:
+                    editor = _tried_editor(model, sample, free, inputs)
+                except (ModelError, ProofError) as error:
+                    note = (
+                        f"modules are sliced: editing the graph would let more leave, but cannot be done here ({error})"
+                    )
+                else:
+                    return Channels(traced=free, editor=editor, notes=(_why_edited(gain if slices else None),))
+        if not slices:
+            task.describe("looking for the sizes written in the code")
+            sliced = without_culprits(sliced, sample, inputs)
+        return Channels(traced=sliced, notes=() if note is None else (note,))
+
+
+def _why_edited(gain: float | None) -> str:
+    """The note for the user; ``gain`` None where finding out what slicing would leave was spared."""
+    share = "channels" if gain is None else f"{gain:.0%} of the FLOPs"
+    return (
+        f"the exported graph is edited instead of slicing modules: {share} are kept in place by sizes written in the "
+        "code"
     )
-    return Channels(traced=free, editor=editor, notes=(note,))
 
 
 def refuse_edited(model: nn.Module, *, where: str | None = None) -> None:
@@ -129,10 +140,9 @@ def _least_flops(graph: ChannelGraph) -> float:
     return graph.cost.flops(kept) / max(graph.cost.dense_flops, 1)
 
 
-def _tried_editor(model: nn.Module, traced: Trace, inputs: Sequence[Any]) -> Editor:
-    """The editor, once a cut of all groups of a randomised copy equals its gated dense self."""
+def _tried_editor(model: nn.Module, sample: nn.Module, traced: Trace, inputs: Sequence[Any]) -> Editor:
+    """The editor, once a cut of all groups of ``sample``, a randomised copy, equals its gated dense self."""
     editor = Editor.of(model, traced, inputs)
-    sample = randomised_copy(model)
     kept = trial_mask(traced.graph, range(len(traced.graph.groups)))
     edited = editor.edited_copy(sample, plan_from_mask(traced.graph, kept))
     try:

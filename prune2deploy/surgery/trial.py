@@ -26,6 +26,16 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
     ``inputs`` are positional arguments of ``forward``, of the shapes that were traced.
     """
     sample = randomised_copy(model)
+    return trace if trial_is_exact(trace, sample, inputs) else without_culprits(trace, sample, inputs)
+
+
+def trial_is_exact(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether ``sample``, a randomised copy of the traced model, can lose some of every group at once."""
+    return cut_is_exact(trace, sample, trial_mask(trace.graph, range(len(trace.graph.groups))), inputs)
+
+
+def without_culprits(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> Trace:
+    """The trace with those groups frozen that make the trial fail."""
 
     def survives(groups: Collection[int]) -> bool:
         return cut_is_exact(trace, sample, trial_mask(trace.graph, groups), inputs)

@@ -176,6 +176,36 @@ def test_module_slicing_leaves_alone_what_graph_editing_cuts(folder: Path) -> No
     assert any(one.place == "qkv" for one in sliced.graph.frozen)
 
 
+def test_auto_edits_without_looking_for_the_groups_that_break_the_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prune2deploy.pipeline.backends.without_culprits", None)
+    channels = find_channels(build_model(ModelSpec.parse(SPEC), seed=0).eval(), (IMAGES[:1],))
+    assert channels.backend == "graph"
+    assert channels.notes == (
+        "the exported graph is edited instead of slicing modules: "
+        "channels are kept in place by sizes written in the code",
+    )
+
+
+class GatedUnit(nn.Module):
+    """A chunk ties its halves to each other where modules are sliced; editing gives each a width of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.narrow, self.head = nn.Linear(64, 64), nn.Linear(64, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.expand(x.flatten(1)).relu().split(32, 1)
+        return self.head(self.narrow(torch.cat([first, second], 1)).relu())
+
+
+def test_where_slicing_is_exact_too_the_note_says_how_much_editing_gains() -> None:
+    channels = find_channels(GatedUnit(), (IMAGES[:1],))
+    assert channels.backend == "graph"
+    assert "of the FLOPs are kept in place" in channels.notes[0]
+
+
 def test_where_the_graph_cannot_be_edited_auto_slices_and_graph_refuses(folder: Path) -> None:
     model = build_model(ModelSpec.parse(f"{SPEC}?fixed_batch=true"), seed=0).eval()
     channels = find_channels(model, (IMAGES[:1],))
