@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune2deploy.graph.cost import CostModel
+from prune2deploy.graph.frozen import FREE, HELD_ALREADY, flops_by_holder
 
 FROZEN = -1
 
@@ -82,13 +83,20 @@ class FrozenReason:
     """Why some indices cannot leave: the first cause in the order of execution.
 
     ``operator`` is the ATen name; ``place`` the module path and source line of the user's code; ``axes`` the
-    tensor dimensions that it froze, as (tensor, dim).
+    tensor dimensions that it froze, as (tensor, dim). ``flops_by_layer`` are the dense FLOPs at batch 1 that stay
+    because of it, by the module path of the operator: disjoint from those of the other reasons.
     """
 
     reason: str
     operator: str
     place: str
     axes: tuple[tuple[str, int], ...]
+    flops_by_layer: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flops(self) -> int:
+        """Dense FLOPs at batch 1 that stay because of this."""
+        return sum(self.flops_by_layer.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,7 @@ class ChannelGraph:
         if not reasons:
             return self
         number = self.numbers_without(reasons)
+        held = flops_by_holder(self.cost, [self._kept_by(reasons, width) for width in self.cost.widths])
         frozen = tuple(
             FrozenReason(
                 reason=reason,
@@ -158,6 +167,7 @@ class ChannelGraph:
                     for axis in self.axes_with(Role.PRODUCER)
                     if np.isin(axis.channels, self.groups[index].channels).any()
                 ),
+                flops_by_layer=held.get(index, {}),
             )
             for index, reason in reasons.items()
         )
@@ -173,6 +183,11 @@ class ChannelGraph:
             cost=replace(self.cost, channel_count=count, widths=[number[width] for width in self.cost.widths]),
             channel_count=count,
         )
+
+    def _kept_by(self, groups: Collection[int], width: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of ``groups`` keeps each index of a width: a group, ``FREE`` or ``HELD_ALREADY``."""
+        owner = np.append(self.group_of, HELD_ALREADY)[width]  # the last entry answers for FROZEN = -1
+        return np.where((owner == HELD_ALREADY) | np.isin(owner, list(groups)), owner, FREE)
 
     def kept_widths(self, kept: ChannelMask) -> tuple[int, ...]:
         """Width of each group under a mask, in indices of the producing dimension."""

@@ -18,12 +18,14 @@ from scipy import sparse
 class CostTerm:
     """``coefficient`` times the product of the kept sizes of ``widths``, which index ``CostModel.widths``.
 
-    ``layer`` is the module path of the operator (for FLOPs) or the tensor (for parameters).
+    ``layer`` is the module path of the operator (for FLOPs) or the tensor (for parameters). ``produced`` is the one of
+    ``widths`` that an operator's own weight makes, None where it has no such dimension.
     """
 
     layer: str
     coefficient: int
     widths: tuple[int, ...]
+    produced: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,15 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedOperator:
-    """An operator whose FLOPs count: ``coefficient`` times the product of the kept sizes of ``widths``."""
+    """An operator whose FLOPs count: ``coefficient`` times the product of the kept sizes of ``widths``.
+
+    ``produced`` is the one of ``widths`` that is the output dimension of the operator's own weight, if it has one.
+    """
 
     layer: str
     coefficient: int
     widths: tuple[Labels, ...]
+    produced: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,10 +175,21 @@ class Labelling:
             self.votes[key] += 1
             key = self.parents.get(key)
 
-    def count(self, node: torch.fx.Node, coefficient: int, widths: Iterable[Labels | None]) -> None:
-        """Count FLOPs: ``coefficient`` covers every dimension that has no labels."""
+    def count(
+        self,
+        node: torch.fx.Node,
+        coefficient: int,
+        widths: Iterable[Labels | None],
+        *,
+        produced: Labels | None = None,
+    ) -> None:
+        """Count FLOPs: ``coefficient`` covers every dimension that has no labels.
+
+        ``produced`` is the one of ``widths`` that a weight makes: whoever keeps it keeps the operator's FLOPs.
+        """
         labelled = tuple(labels for labels in widths if labels is not None)
-        self.counted.append(CountedOperator(layer=module_path_of(node), coefficient=coefficient, widths=labelled))
+        layer = module_path_of(node)
+        self.counted.append(CountedOperator(layer=layer, coefficient=coefficient, widths=labelled, produced=produced))
 
     def read(self, node: torch.fx.Node, argument: int, dim: int, labels: Labels | None, *, element: int = 0) -> None:
         """Note that ``node`` sums over ``dim`` of its positional argument number ``argument``.

@@ -12,11 +12,13 @@ from scipy.sparse.csgraph import connected_components
 from prune2deploy.graph.channels import FROZEN, Axis, ChannelGraph, FrozenReason, Group, Role
 from prune2deploy.graph.cost import CostModel, CostTerm
 from prune2deploy.graph.fingerprint import fingerprint_of
+from prune2deploy.graph.frozen import FREE, FlopsByLayer, flops_by_holder
 from prune2deploy.graph.labelling import Freeze, Labelling
 from prune2deploy.graph.labels import FROZEN_LABEL, Labels
 
 _TIED = "all of its channels are tied to each other"
 _MEETS_FROZEN = "is joined with data of fixed size"
+_NOT_LEARNT = "is computed from sizes that no parameter makes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +79,14 @@ def resolve(state: Labelling, tensors: Mapping[str, TensorFacts]) -> Resolved:
     pieces = [np.unique(channel_of_label[labels]) for labels in state.pieces]
     groups = _groups(axes, count, inexact, stream, pieces)
     shapes = {name: facts.shape for name, facts in tensors.items() if facts.stored}
+    cost, holders = _cost(state, tensors, channel_of_label, components, count)
     graph = ChannelGraph(
         fingerprint=fingerprint_of(shapes),
         shapes=shapes,
         axes=axes,
         groups=groups,
-        frozen=_frozen(state, freezes, components),
-        cost=_cost(state, tensors, channel_of_label, count),
+        frozen=_frozen(state, freezes, components, flops_by_holder(cost, holders, of_sizeless=len(freezes) + 1)),
+        cost=cost,
         channel_count=count,
         aliases={name: facts.canonical for name, facts in tensors.items() if name != facts.canonical},
     )
@@ -252,8 +255,10 @@ def module_of(tensor: str) -> str:
     return tensor.rpartition(".")[0] or tensor
 
 
-def _frozen(state: Labelling, freezes: Sequence[Freeze], components: _Components) -> tuple[FrozenReason, ...]:
-    """Producing axes by what froze them first."""
+def _frozen(
+    state: Labelling, freezes: Sequence[Freeze], components: _Components, held: Mapping[int, FlopsByLayer]
+) -> tuple[FrozenReason, ...]:
+    """Producing axes by what froze them first, with the FLOPs that it holds."""
     producers = _as_set(state.producers, state.label_count)
     found: dict[int, list[tuple[str, int]]] = {}
     for name in state.used_tensors:
@@ -263,31 +268,52 @@ def _frozen(state: Labelling, freezes: Sequence[Freeze], components: _Components
             causes = components.cause[components.of[block.labels]]
             for cause in np.unique(causes[causes >= 0]).tolist():
                 found.setdefault(cause, []).append((name, block.dims[0]))
+    others = [Freeze(reason=reason, operator="", place="") for reason in (_MEETS_FROZEN, _NOT_LEARNT)]
     listed = []
-    for cause in sorted(found):
-        freeze = freezes[cause] if cause < len(freezes) else Freeze(reason=_MEETS_FROZEN, operator="", place="")
-        listed.append(
-            FrozenReason(reason=freeze.reason, operator=freeze.operator, place=freeze.place, axes=tuple(found[cause]))
-        )
+    for cause, freeze in enumerate([*freezes, *others]):
+        if cause in found or cause in held:
+            listed.append(
+                FrozenReason(
+                    reason=freeze.reason,
+                    operator=freeze.operator,
+                    place=freeze.place,
+                    axes=tuple(found.get(cause, ())),
+                    flops_by_layer=held.get(cause, {}),
+                )
+            )
     return tuple(listed)
 
 
 def _cost(
-    state: Labelling, tensors: Mapping[str, TensorFacts], channel_of_label: NDArray[np.int64], count: int
-) -> CostModel:
+    state: Labelling,
+    tensors: Mapping[str, TensorFacts],
+    channel_of_label: NDArray[np.int64],
+    components: _Components,
+    count: int,
+) -> tuple[CostModel, list[NDArray[np.int64]]]:
+    """The cost, and for each of its widths what holds each index: the number of a freeze, or ``FREE``."""
     widths: list[NDArray[np.int64]] = []
+    holders: list[NDArray[np.int64]] = []
     numbers: dict[bytes, int] = {}
+    cause = np.where(components.cause < 0, len(state.freezes) + 1, components.cause)
 
     def width_of(labels: Labels) -> int:
         channels = channel_of_label[labels]
-        key = channels.tobytes()
+        held_by = np.where(channels == FROZEN, cause[components.of[labels]], FREE)
+        key = channels.tobytes() + held_by.tobytes()
         if key not in numbers:
             numbers[key] = len(widths)
             widths.append(channels)
+            holders.append(held_by)
         return numbers[key]
 
     flop_terms = tuple(
-        CostTerm(layer=one.layer, coefficient=one.coefficient, widths=tuple(width_of(labels) for labels in one.widths))
+        CostTerm(
+            layer=one.layer,
+            coefficient=one.coefficient,
+            widths=tuple(width_of(labels) for labels in one.widths),
+            produced=None if one.produced is None else width_of(one.produced),
+        )
         for one in state.counted
     )
     parameter_terms = []
@@ -301,4 +327,5 @@ def _cost(
         parameter_terms.append(
             CostTerm(layer=name, coefficient=fixed, widths=tuple(width_of(block.labels) for block in blocks))
         )
-    return CostModel(channel_count=count, widths=widths, flop_terms=flop_terms, parameter_terms=tuple(parameter_terms))
+    cost = CostModel(channel_count=count, widths=widths, flop_terms=flop_terms, parameter_terms=tuple(parameter_terms))
+    return cost, holders

@@ -52,7 +52,7 @@ def convolution(call: Call) -> Result:
     unlabelled = math.prod(size for dim, size in sizes.items() if around[dim] is None)
     fixed, widths = _widths(weight, output_dim, input_dim)
     coefficient = 2 * unlabelled * math.prod(weight.shape[2:]) * fixed
-    call.state.count(call.node, coefficient, [*around.values(), *widths])
+    call.state.count(call.node, coefficient, [*around.values(), *widths], produced=produced)
     blocks = [Block.of(dim, labels) for dim, labels in around.items() if labels is not None]
     return call.result([*blocks, Block.of(channel_dim, out)] if out is not None else blocks)
 
@@ -138,7 +138,7 @@ def linear(call: Call) -> Result:
     rows = [data.labels_of(dim) for dim in range(last)]
     unlabelled = math.prod(size for size, labels in zip(data.shape[:last], rows, strict=True) if labels is None)
     fixed, widths = _widths(weight, 0, 1)
-    call.state.count(call.node, 2 * unlabelled * fixed, [*rows, *widths])
+    call.state.count(call.node, 2 * unlabelled * fixed, [*rows, *widths], produced=produced)
     blocks = [block for block in data.blocks if last not in block.dims]
     if produced is not None:
         blocks.append(Block.of(last, produced))
@@ -146,9 +146,49 @@ def linear(call: Call) -> Result:
 
 
 def matmul(call: Call) -> Result:
-    """``matmul``, ``mm`` and ``bmm``: sums over the last dimension of the first and the last but one of the second."""
+    """``matmul``, ``mm`` and ``bmm``: sums over the last dimension of the first and the last but one of the second.
+
+    A vector is a matrix of one row or one column, which the result lacks.
+    """
     first_name, second_name = list(call.arguments)[:2]
-    return _product(call, call.tensor(first_name), call.tensor(second_name), None)
+    first, second = call.tensor(first_name), call.tensor(second_name)
+    if len(first.shape) > 1 and len(second.shape) > 1:
+        return _product(call, first, second, None)
+    return _vector_product(call, first, second)
+
+
+def _vector_product(call: Call, first: Value, second: Value) -> Result:
+    """Vectors sum as matrices do, but are not counted: FLOPs are those of matrix products and convolutions."""
+    state = call.state
+    inner_first, inner_second = len(first.shape) - 1, max(len(second.shape) - 2, 0)
+    first, second = (_decided(state, value) for value in (first, second))
+    left, right = first.labels_of(inner_first), second.labels_of(inner_second)
+    for value, is_second in ((first, False), (second, True)):
+        if value.tensor is not None and len(value.shape) > 1:
+            _mark_matrix(state, value, is_second=is_second)
+    if left is not None and right is not None:
+        state.unite(left, right)
+        state.read(call.node, 0, inner_first, left)
+    else:
+        first = state.freeze_dim(first, inner_first, NOT_PRUNABLE, call.node)
+        second = state.freeze_dim(second, inner_second, NOT_PRUNABLE, call.node)
+    matrix, inner = (first, inner_first) if len(first.shape) > 1 else (second, inner_second)
+    if len(matrix.shape) == 1:
+        return call.result([])
+    kept = [block for block in matrix.blocks if inner not in block.dims]
+    return call.result([block.moved([dim - (dim > inner) for dim in block.dims]) for block in kept])
+
+
+def outer(call: Call) -> Result:
+    """All products of two vectors' elements."""
+    first, second = (value.labels_of(0) for value in call.values)
+    return call.result([Block.of(dim, one) for dim, one in enumerate((first, second)) if one is not None])
+
+
+def _decided(state: Labelling, value: Value) -> Value:
+    """The value with one-axis blocks only; the first pass leaves out what is undecided."""
+    blocks = (state.one_axis(block) for block in value.blocks)
+    return Value(value.shape, tuple(block for block in blocks if len(block.dims) == 1), value.tensor)
 
 
 def addmm(call: Call) -> Result:
@@ -203,7 +243,8 @@ def _product(call: Call, first: Value, second: Value, added: Value | None) -> Re
         blocks = _with_bias(call, blocks, added)
     sizes = [first.shape[inner_first], *call.shape]
     unlabelled = math.prod(size for size, labels in zip(sizes, widths, strict=True) if labels is None)
-    state.count(node, 2 * unlabelled, widths)
+    made = rows if first.tensor is not None else columns if second.tensor is not None else None
+    state.count(node, 2 * unlabelled, widths, produced=made)
     return call.result(blocks)
 
 
@@ -328,6 +369,10 @@ RULES: dict[str, Rule] = {
     "matmul": matmul,
     "mm": matmul,
     "bmm": matmul,
+    "mv": matmul,
+    "dot": matmul,
+    "vdot": matmul,
+    "outer": outer,
     "addmm": addmm,
     "baddbmm": addmm,
     "bilinear": not_followed("a bilinear layer"),
