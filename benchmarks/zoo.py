@@ -24,7 +24,6 @@ import os
 import resource
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -41,9 +40,8 @@ from zoo_table import line_of, table_of
 from prune2deploy.bench.environment import describe_environment
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.errors import P2DError
-from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
-from prune2deploy.graph.resolve import module_of
-from prune2deploy.graph.trace import export_program
+from prune2deploy.graph.channels import ChannelGraph, ChannelMask
+from prune2deploy.graph.frozen import frozen_flops
 from prune2deploy.pipeline.backends import find_channels
 from prune2deploy.storage import write_json
 from prune2deploy.surgery.trial import randomised_copy
@@ -61,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", help="pattern of network names (timm:resnet*)")
     parser.add_argument("--again", action="store_true", help="also networks that have a record")
+    parser.add_argument("--alone", action="store_true", help="without Torch-Pruning")
     parser.add_argument("--seconds", type=float, default=240.0, help="limit for each process")
     parser.add_argument("--gigabytes", type=float, default=12.0, help="limit for each process")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -77,7 +76,7 @@ def main() -> None:
         if not fnmatch.fnmatch(name, arguments.only) or (name in records and not arguments.again):
             continue
         records[name] = {"model": name, "ours": limited(ours, name, arguments)}
-        if find_spec("torch_pruning"):
+        if find_spec("torch_pruning") and not arguments.alone:
             records[name]["theirs"] = limited(theirs, name, arguments)
         print(line_of(records[name]), flush=True)
         write_json(
@@ -140,35 +139,35 @@ def ours(name: str) -> Record:
     """The record of one network: from the module to its proven half."""
     model, inputs = built(name)
     record: Record = {"parameters": count_parameters(model)}
-    try:
-        export_program(model, inputs)
-    except P2DError as error:
-        return record | {"exported": False, "failure": str(error)}
-    record |= {"exported": True, "seconds_exporting": 0.0}
-    with peak_memory() as memory, export_timed(record):
+    with peak_memory() as memory, export_timed() as exports:
         begun = time.perf_counter()
         try:
             channels, kept, _ = halved(model, inputs)
         except P2DError as error:
-            return record | {"failure": str(error)}
+            return record | {"exported": bool(exports), "failure": str(error)}
         total = time.perf_counter() - begun
     graph = channels.graph
-    frozen, reasons = frozen_share(graph)
+    dense_flops = max(graph.cost.dense_flops, 1)
+    frozen = frozen_flops(graph)
     record |= {
         "backend": channels.backend,
         "notes": list(channels.notes),
-        "seconds_exporting": round(record["seconds_exporting"], 3),
-        "seconds_besides": round(total - record["seconds_exporting"], 3),
+        "exported": True,
+        "seconds_exporting": round(sum(exports), 3),
+        "seconds_besides": round(total - sum(exports), 3),
         "memory_of_model": round(1 + memory["bytes"] / max(size_of(model), 1), 2),
         "size_mb": round(size_of(model) / 2**20, 1),
         "nodes": len(channels.traced.program.graph.nodes),
         "groups": len(graph.groups),
         "channels": graph.channel_count,
         "inexact_groups": sum(not group.exact for group in graph.groups),
-        "flops_left": round(graph.cost.flops(kept) / max(graph.cost.dense_flops, 1), 4),
+        "flops_left": round(graph.cost.flops(kept) / dense_flops, 4),
         "parameters_left": round(graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1), 4),
-        "frozen_share": round(frozen, 4),
-        "frozen": reasons[:SHOWN_REASONS],
+        "frozen_share": round(sum(frozen.values()) / dense_flops, 4),
+        "frozen": [
+            {"reason": reason, "operator": operator, "share": round(flops / dense_flops, 4)}
+            for (reason, operator), flops in list(frozen.items())[:SHOWN_REASONS]
+        ],
     }
     sample = randomised_copy(model)
     try:
@@ -192,32 +191,6 @@ def half(graph: ChannelGraph) -> ChannelMask:
     for group in graph.groups:
         kept[random.permutation(group.channels)[: len(group.channels) // 2]] = False
     return kept
-
-
-def frozen_share(graph: ChannelGraph) -> tuple[float, list[Record]]:
-    """The share of FLOPs in operators without a single free width, and the reasons by their weights' share of them."""
-    everything = graph.everything()
-    free = [bool((width != FROZEN).any()) for width in graph.cost.widths]
-    sizes = graph.cost.sizes(everything)
-    total = frozen = 0
-    for term in graph.cost.flop_terms:
-        flops = term.coefficient
-        for width in term.widths:
-            flops *= sizes[width]
-        total += flops
-        frozen += flops if not any(free[width] for width in term.widths) else 0
-    layers = graph.cost.flops_by_layer(everything)
-    frozen_part = {(axis.tensor, axis.dim): float((axis.channels == FROZEN).mean()) for axis in graph.axes}
-    reasons: Counter[tuple[str, str]] = Counter()
-    for one in graph.frozen:
-        for tensor, dim in one.axes:
-            share = frozen_part.get((tensor, dim), 1.0)
-            reasons[one.reason, one.operator] += round(share * layers.get(module_of(tensor), 0))
-    listed = [
-        {"reason": reason, "operator": operator, "share": round(flops / max(total, 1), 4)}
-        for (reason, operator), flops in reasons.most_common()
-    ]
-    return frozen / max(total, 1), listed
 
 
 def theirs(name: str) -> Record:
@@ -274,20 +247,20 @@ def size_of(model: nn.Module) -> int:
 
 
 @contextmanager
-def export_timed(record: Record) -> Iterator[None]:
-    """Add the seconds inside ``torch.export.export`` to ``seconds_exporting``."""
+def export_timed() -> Iterator[list[float]]:
+    """The seconds of each ``torch.export.export`` that succeeds."""
     original = torch.export.export
+    seconds: list[float] = []
 
     def timed(*arguments: Any, **options: Any) -> Any:
         begun = time.perf_counter()
-        try:
-            return original(*arguments, **options)
-        finally:
-            record["seconds_exporting"] += time.perf_counter() - begun
+        program = original(*arguments, **options)
+        seconds.append(time.perf_counter() - begun)
+        return program
 
     torch.export.export = timed
     try:
-        yield
+        yield seconds
     finally:
         torch.export.export = original
 

@@ -26,7 +26,7 @@ def cells_of(record: Record) -> list[str]:
     other = [verdict, f"{peer['seconds']:.2f}" if peer and "seconds" in peer else ""]
     if "backend" not in own:
         return [record["model"], "none: " + own["failure"].replace("|", "/")[:90], *[""] * 8, *other]
-    reason = own["frozen"][0] if own["frozen"] else None
+    reason = own["frozen"][0] if own["frozen"] and own["frozen"][0]["share"] >= 0.001 else None
     cause = (
         f"{reason['reason']} [{reason['operator']}]"
         if reason and reason["operator"]
