@@ -10,10 +10,37 @@ from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.errors import ProofError
 from prune2deploy.graph.channels import FROZEN, ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
-from prune2deploy.surgery.apply import named_tensors, pruned_copy, sliced_tensors
-from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
+from prune2deploy.surgery.apply import named_tensors, sliced_tensors
+from prune2deploy.surgery.equality import FORWARD_ERRORS, slice_compared
 
 Passes = Callable[[Collection[int]], bool]
+Fails = Callable[[Collection[int]], Exception | None]
+Names = Callable[[Exception], Collection[int]]
+
+
+def find_named(candidates: Sequence[int], failure: Fails, named_by: Names) -> list[int]:
+    """The members that make ``failure`` give an exception, in order, found by the members that exceptions name.
+
+    Named ones are left out until nothing fails; then those are let in again that do no harm, by themselves and beside
+    the others. What no exception names is found as by ``find_failing``. Without the members found, ``failure`` gives
+    None.
+    """
+    named: list[int] = []
+    rest = list(candidates)
+    unexplained: list[int] = []
+    while (error := failure(rest)) is not None:
+        found = set(named_by(error)).intersection(rest)
+        if not found:
+            unexplained = find_failing(rest, lambda some: failure(some) is None)
+            rest = [one for one in rest if one not in unexplained]
+            break
+        named += sorted(found)
+        rest = [one for one in rest if one not in found]
+    guilty = [one for one in named if failure([one]) is not None]
+    innocent = [one for one in named if one not in guilty]
+    if innocent and failure([*rest, *innocent]) is not None:
+        guilty += find_failing(sorted(innocent), lambda some: failure([*rest, *some]) is None)
+    return sorted([*unexplained, *guilty])
 
 
 def find_failing(candidates: Sequence[int], passes: Passes) -> list[int]:
@@ -53,11 +80,16 @@ def _smallest_failing(candidates: list[int], passes: Passes, beside: Sequence[in
 
 def cut_is_exact(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> bool:
     """Whether the slice of ``model`` runs and equals the gated dense one."""
+    return cut_failure(trace, model, kept, inputs) is None
+
+
+def cut_failure(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> Exception | None:
+    """What the slice of ``model`` raises, if anything; a ``ProofError`` where it does not equal the gated dense one."""
     try:
-        pruned = pruned_copy(model, plan_from_mask(trace.graph, kept))
-        return compared(trace, model, pruned, kept, inputs).fault is None
-    except (ProofError, *FORWARD_ERRORS):
-        return False
+        fault = slice_compared(trace, model, kept, inputs).fault
+    except (ProofError, *FORWARD_ERRORS) as error:
+        return error
+    return None if fault is None else ProofError(fault)
 
 
 def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> str:

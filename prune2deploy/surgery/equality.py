@@ -4,18 +4,21 @@ Deep networks amplify rounding: two right computations in single precision can d
 wrong one differs in any precision. So what fails in single precision is judged once more in double.
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelMask
 from prune2deploy.graph.trace import Trace
+from prune2deploy.surgery.double import evaluated_in_double, in_double, wide_parameters
 from prune2deploy.surgery.evaluation_mode import evaluated
 from prune2deploy.surgery.gated import gated_outputs
+from prune2deploy.surgery.sliced import sliced
 
 MAXIMUM_RELATIVE_ERROR = 1e-4
 
@@ -41,16 +44,40 @@ class Comparison:
 
 def compared(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> Comparison:
     """``pruned`` beside ``dense`` with all channels outside ``kept`` gated. What ``pruned`` raises is let through."""
-    outputs = evaluated(pruned, inputs)
+    return _compared(trace, dense, lambda: nullcontext(pruned), kept, inputs)
+
+
+def slice_compared(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> Comparison:
+    """``compared`` of ``model`` with its own slice, of which no copy is made. ``model`` is left as it was.
+
+    Raises:
+        ProofError: the cut would leave a convolution or norm with groups of different sizes.
+    """
+    plan = plan_from_mask(trace.graph, kept)
+    return _compared(trace, model, lambda: sliced(model, plan), kept, inputs)
+
+
+def _compared(
+    trace: Trace,
+    dense: nn.Module,
+    pruned: Callable[[], AbstractContextManager[nn.Module]],
+    kept: ChannelMask,
+    inputs: Sequence[Any],
+) -> Comparison:
+    """The pruned model runs first: gated outputs are of no use where it fails, or gives something else in kind."""
+    with pruned() as module:
+        outputs = evaluated(module, inputs)
     single = comparison_of(gated_outputs(trace, dense, kept, inputs), outputs)
     if single.fault is None or single.relative_error == float("inf"):
         return single
-    wide = [copy.deepcopy(model).double() for model in (dense, pruned)]
-    doubled = torch.utils._pytree.tree_map_only(Tensor, _double, tuple(inputs))
     try:
-        return comparison_of(gated_outputs(trace, wide[0], kept, doubled), evaluated(wide[1], doubled))
+        with pruned() as module:
+            outputs = evaluated_in_double(module, inputs)
+        with wide_parameters():
+            reference = gated_outputs(trace, dense, kept, in_double(inputs), double=True)
     except FORWARD_ERRORS:  # the code itself insists on single precision
         return single
+    return comparison_of(reference, outputs)
 
 
 def comparison_of(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Comparison:
@@ -84,7 +111,3 @@ def relative_error(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> fl
         difference = (actual.double() - expected.double()).norm().item()
         largest = max(largest, difference / norm if norm > 0 else (0.0 if difference == 0 else float("inf")))
     return largest
-
-
-def _double(data: Tensor) -> Tensor:
-    return data.double() if data.is_floating_point() else data

@@ -22,13 +22,16 @@ _PER_CHANNEL = ("weight", "bias")
 _NORMS = frozenset({"layer_norm", "group_norm", "rms_norm"})
 
 
-def gated_outputs(trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any]) -> list[Tensor]:
+def gated_outputs(
+    trace: Trace, model: nn.Module, kept: ChannelMask, inputs: Sequence[Any], *, double: bool = False
+) -> list[Tensor]:
     """Outputs of the dense ``model`` (the traced one, or one of its shapes) with all channels outside ``kept`` gated.
 
-    ``inputs`` are the positional arguments of ``forward``, of the shapes that were traced.
+    ``inputs`` are the positional arguments of ``forward``, of the shapes that were traced. ``double``: buffers and
+    constants are taken in double precision, as the inputs must be; parameters stay as they are.
     """
     with torch.no_grad():
-        outputs = _GatedInterpreter(trace, kept).run(*_program_inputs(trace, model, inputs))
+        outputs = _GatedInterpreter(trace, kept).run(*_program_inputs(trace, model, inputs, double=double))
     return tensors_in(outputs)
 
 
@@ -109,7 +112,7 @@ def _gated(data: Tensor, dim: int, gate: Tensor) -> Tensor:
     return data * gate.to(data).view(shape)
 
 
-def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> list[Any]:
+def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
     """Arguments of the exported graph: the model's own tensors, constants, then the user's inputs, flattened."""
     own: dict[str, Tensor] = {
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -117,7 +120,7 @@ def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> li
     }
     users = iter(torch.utils._pytree.tree_leaves(tuple(inputs)))
     clones: dict[int, Tensor] = {}
-    wide = any(tensor.dtype is torch.float64 for tensor in own.values())
+    wide = double or any(tensor.dtype is torch.float64 for tensor in own.values())
     arguments: list[Any] = []
     for spec in trace.program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
@@ -127,7 +130,8 @@ def _program_inputs(trace: Trace, model: nn.Module, inputs: Sequence[Any]) -> li
             arguments.append(own[str(spec.target)])
         elif spec.kind is InputKind.BUFFER:  # a forward may write to its buffers
             buffer = own[str(spec.target)]
-            arguments.append(clones.setdefault(id(buffer), buffer.clone()))
+            widened = double and buffer.is_floating_point()
+            arguments.append(clones.setdefault(id(buffer), buffer.double() if widened else buffer.clone()))
         else:
             constant = trace.program.constants[str(spec.target)]
             arguments.append(constant.double() if wide and _is_floating(constant) else constant)

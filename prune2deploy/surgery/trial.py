@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
-from prune2deploy.surgery.culprits import cut_is_exact, find_failing
+from prune2deploy.surgery.culprits import cut_failure, cut_is_exact, find_named
+from prune2deploy.surgery.dry_run import DryRun
+from prune2deploy.surgery.suspects import Suspects
 
 _DISTINCT_WIDTHS = 7
 _REASON = "a size written in the code: the module fails, or computes something else, when these channels leave"
@@ -35,13 +38,26 @@ def trial_is_exact(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> bo
 
 
 def without_culprits(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> Trace:
-    """The trace with those groups frozen that make the trial fail."""
+    """The trace with those groups frozen that make the trial fail, which is known to fail.
 
-    def survives(groups: Collection[int]) -> bool:
-        return cut_is_exact(trace, sample, trial_mask(trace.graph, groups), inputs)
-
-    broken = find_failing([group.index for group in trace.graph.groups], survives)
-    return trace.without_groups(dict.fromkeys(broken, _REASON))
+    Shapes are tried first, without data; only what they do not show needs arithmetic.
+    """
+    suspects = Suspects(trace)
+    candidates = [group.index for group in trace.graph.groups]
+    broken: list[int] = []
+    dry = DryRun(sample, inputs)
+    if dry.works:
+        broken = find_named(
+            candidates,
+            lambda groups: dry.failure(plan_from_mask(trace.graph, trial_mask(trace.graph, groups))),
+            suspects.named_by,
+        )
+    broken += find_named(
+        [index for index in candidates if index not in broken],
+        lambda groups: cut_failure(trace, sample, trial_mask(trace.graph, groups), inputs),
+        suspects.named_by,
+    )
+    return trace.without_groups(dict.fromkeys(sorted(broken), _REASON))
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:
