@@ -6,12 +6,14 @@ from torch.fx import Node
 
 from prune2deploy.graph.sizes import shape_of
 
-_MODES = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
+_GRADIENTS = "wrap_with_set_grad_enabled"
+_MODES = frozenset({_GRADIENTS, "wrap_with_autocast"})
 
 
 def inline_wrappers(program: ExportedProgram) -> None:
     """Put what runs without gradients or without autocast in the place of its wrapper, in ``program`` itself.
 
+    What runs without gradients takes its inputs detached, so that in training none flow through it afterwards either.
     Parts under an autocast that is on stay wrapped: without it they would compute in another precision.
     """
     module = program.graph_module
@@ -37,7 +39,7 @@ def _is_mode(node: Node) -> bool:
     name = getattr(node.target, "__name__", "")
     if node.op != "call_function" or name not in _MODES:
         return False
-    return name == "wrap_with_set_grad_enabled" or not node.args[2]
+    return name == _GRADIENTS or not node.args[2]
 
 
 def _inline(module: torch.fx.GraphModule, wrapper: Node) -> None:
@@ -46,11 +48,12 @@ def _inline(module: torch.fx.GraphModule, wrapper: Node) -> None:
     assert isinstance(holder, Node)
     inside = module.get_submodule(str(holder.target))
     assert isinstance(inside, torch.fx.GraphModule)
+    without_gradients = getattr(wrapper.target, "__name__", "") == _GRADIENTS and not wrapper.args[0]
     copies: dict[Node, Node] = {}
     placeholders = [node for node in inside.graph.nodes if node.op == "placeholder"]
     for placeholder, argument in zip(placeholders, wrapper.args[position + 1 :], strict=True):
         assert isinstance(argument, Node)
-        copies[placeholder] = argument
+        copies[placeholder] = _detached(argument, before=wrapper) if without_gradients else argument
     results: tuple[Node, ...] = ()
     with module.graph.inserting_before(wrapper):
         for node in inside.graph.nodes:
@@ -68,6 +71,17 @@ def _inline(module: torch.fx.GraphModule, wrapper: Node) -> None:
     module.graph.erase_node(wrapper)
     if not holder.users:
         module.graph.erase_node(holder)
+
+
+def _detached(argument: Node, *, before: Node) -> Node:
+    """The same tensor, of which nothing is recorded for gradients; what is no tensor, as it is."""
+    if not isinstance(argument.meta.get("val"), torch.Tensor):
+        return argument
+    with before.graph.inserting_before(before):
+        detached = before.graph.call_function(torch.ops.aten.detach.default, (argument,))
+    detached.meta = {key: before.meta[key] for key in ("stack_trace", "nn_module_stack") if key in before.meta}
+    detached.meta["val"] = argument.meta["val"]
+    return detached
 
 
 def _take_attribute(module: torch.fx.GraphModule, inside: torch.fx.GraphModule, node: Node) -> None:

@@ -63,6 +63,10 @@ class _Site:
                 return self.node.kwargs.get(name, parameter.default_value)
         raise KeyError(name)
 
+    def has(self, name: str) -> bool:
+        """Whether this overload of the operator takes such an argument."""
+        return any(parameter.name == name for parameter in self._schema)
+
     def replace(self, name: str, value: Any) -> None:
         """Set an argument by its name in the schema."""
         for position, parameter in enumerate(self._schema):
@@ -109,9 +113,11 @@ def _first_value(node: torch.fx.Node, values: Values) -> Value:
 
 
 def _sizes(argument: str) -> Callable[[_Site], None]:
-    """The shape of the result is written out; -1 finds itself."""
+    """The shape of the result is written out; -1 finds itself. A ``view`` as another type names no shape."""
 
     def rule(site: _Site) -> None:
+        if not site.has(argument):
+            return
         written = site.argument(argument)
         offset = len(site.result.shape) - len(written)
         site.replace(argument, [_new_size(site, offset + place, size) for place, size in enumerate(written)])
@@ -198,6 +204,41 @@ def _pad(site: _Site) -> None:
     site.replace("pad", written)
 
 
+def _times(argument: str) -> Callable[[_Site], None]:
+    """How often each dimension of the result repeats that of the data."""
+
+    def rule(site: _Site) -> None:
+        written = list(site.argument(argument))
+        leading = len(site.result.shape) - len(written)
+        added = len(site.result.shape) - len(site.data.shape)
+        for place, times in enumerate(written):
+            dim = leading + place
+            before = site.kept.size(site.data, dim - added) if dim >= added else 1
+            if isinstance(times, int) and before:
+                written[place] = site.kept.size(site.result, dim) // before
+        site.replace(argument, written)
+
+    return rule
+
+
+def _interleaved(site: _Site) -> None:
+    dim, times = site.argument("dim"), site.argument("repeats")
+    if isinstance(dim, int) and isinstance(times, int):
+        dim %= len(site.data.shape)
+        site.replace("repeats", site.kept.size(site.result, dim) // max(site.kept.size(site.data, dim), 1))
+
+
+def _rolled(site: _Site) -> None:
+    """What was shifted over the end, and stays, is as many as are shifted now."""
+    shifts, dims = list(site.argument("shifts")), site.argument("dims")
+    for place, (shift, dim) in enumerate(zip(shifts, dims, strict=False)):
+        dim = int(dim) % len(site.data.shape)
+        if site.data.labels_of(dim) is not None and isinstance(shift, int):
+            size = site.data.shape[dim]
+            shifts[place] = int((site.kept.indices(site.data, dim) >= size - shift % size).sum())
+    site.replace("shifts", shifts)
+
+
 def _normalized_shape(site: _Site) -> None:
     count = len(site.argument("normalized_shape"))
     site.replace("normalized_shape", list(site.kept.shape(site.data)[-count:]))
@@ -228,6 +269,10 @@ _RULES: dict[str, Callable[[_Site], None]] = {
     **dict.fromkeys(("zeros", "ones", "full", "empty"), _sizes("size")),
     "broadcast_to": _sizes("size"),
     "unflatten": _unflatten,
+    "repeat": _times("repeats"),
+    "tile": _times("dims"),
+    "repeat_interleave": _interleaved,
+    "roll": _rolled,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"), _pieces),
     "slice": _slice,
     "narrow": _narrow,

@@ -92,9 +92,19 @@ def test_a_depthwise_transposed_convolution_rides_on_its_channel(see, prove_rand
     prove_random_cut(seen)
 
 
-def test_a_grouped_transposed_convolution_keeps_its_width_and_says_so(see) -> None:
-    seen = see(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, groups=2), *head(8)))
-    assert "a grouped transposed convolution keeps its width" in seen.frozen("0.weight")
+def test_a_grouped_transposed_convolution_loses_whole_groups_or_the_same_positions_of_all(
+    see, prove_random_cut
+) -> None:
+    whole = see(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 16, 2, groups=4), *head(16)))
+    assert whole.widths == {"0": 4}
+    assert whole.channels("1.weight", 0) == [channel for channel in range(4) for _ in range(2)]
+    assert roles(whole, "1.weight") == {0: Role.AFFINE}
+    prove_random_cut(whole)
+    positions = see(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 2, groups=2), *head(12)))
+    assert positions.widths == {"0": 4, "1": 6}
+    assert positions.channels("1.weight", 0) == 2 * positions.channels("1.weight", 0)[:4]
+    assert positions.channels("1.bias", 0) == 2 * positions.channels("1.weight", 1)
+    prove_random_cut(positions)
 
 
 @pytest.mark.parametrize(

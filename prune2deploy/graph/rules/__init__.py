@@ -9,6 +9,7 @@ from prune2deploy.graph.rules.contraction import RULES as CONTRACTION
 from prune2deploy.graph.rules.einsum import RULES as EINSUM
 from prune2deploy.graph.rules.elementwise import RULES as ELEMENTWISE
 from prune2deploy.graph.rules.elementwise import elementwise, is_elementwise
+from prune2deploy.graph.rules.fourier import RULES as FOURIER
 from prune2deploy.graph.rules.norm import RULES as NORM
 from prune2deploy.graph.rules.pooling import RULES as POOLING
 from prune2deploy.graph.rules.reduction import RULES as REDUCTION
@@ -29,6 +30,7 @@ RULES: dict[str, Rule] = {
     **SHUFFLE,
     **SELECTION,
     **REDUCTION,
+    **FOURIER,
 }
 
 

@@ -35,7 +35,7 @@ def convolution(call: Call) -> Result:
         weight = call.state.freeze_dim(weight, dim, "is the size of a kernel", call.node)
 
     produced, consumed = weight.labels_of(output_dim), weight.labels_of(input_dim)
-    if groups == 1 or weight.shape[1] > 1:  # a depthwise kernel rides on its channel
+    if groups == 1 or not _rides(weight, groups, transposed=transposed):
         _mark(call.state, produced, consumed)
     if groups == 1:
         data = _contract(call, data, channel_dim, consumed, argument="input")
@@ -55,6 +55,17 @@ def convolution(call: Call) -> Result:
     call.state.count(call.node, coefficient, [*around.values(), *widths], produced=produced)
     blocks = [Block.of(dim, labels) for dim, labels in around.items() if labels is not None]
     return call.result([*blocks, Block.of(channel_dim, out)] if out is not None else blocks)
+
+
+def _rides(weight: Value, groups: int, *, transposed: bool) -> bool:
+    """Whether the kernels of a group leave with what they read: those of one input, or all of a transposed group."""
+    if not transposed:
+        return weight.shape[1] == 1
+    return _leaves_whole(groups, weight.shape[0] // groups, weight.shape[1])
+
+
+def _leaves_whole(groups: int, inputs: int, outputs: int) -> bool:
+    return inputs == 1 or groups >= max(inputs, outputs)
 
 
 def _slides_over_channels(data: Value, weight: Value, shape: tuple[int, ...]) -> bool:
@@ -87,7 +98,7 @@ def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: i
     if produced is None:
         state.freeze_value(data, NOT_PRUNABLE, node)
         return None
-    if inputs == 1 or groups >= max(inputs, outputs):
+    if _leaves_whole(groups, inputs, outputs):
         if incoming is None:
             state.freeze(produced, NOT_PRUNABLE, node)
         else:
@@ -112,17 +123,28 @@ def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: i
 
 
 def _grouped_transposed(call: Call, incoming: Labels | None, weight: Value, groups: int) -> Labels | None:
-    """Weights of transposed convolutions are (in, out/groups, ...): dimension 0 holds all inputs, 1 repeats."""
+    """Weights of transposed convolutions are (in, out / groups, ...): dimension 0 holds all inputs, 1 is every group's.
+
+    Whole groups leave, or the same positions of all, as of other convolutions.
+    """
     state, node = call.state, call.node
-    inputs = weight.shape[0] // groups
+    inputs, outputs = weight.shape[0] // groups, weight.shape[1]
     consumed, produced = weight.labels_of(0), weight.labels_of(1)
-    if consumed is None or incoming is None or inputs != 1 or weight.shape[1] != 1:
+    if consumed is None or incoming is None:
         for labels in (incoming, consumed, produced):
             if labels is not None:
-                state.freeze(labels, "a grouped transposed convolution keeps its width", node)
+                state.freeze(labels, NOT_PRUNABLE, node)
         return None
     state.unite(incoming, consumed)
-    return consumed
+    grouped = consumed.reshape(groups, inputs)
+    if _leaves_whole(groups, inputs, outputs):
+        state.unite(grouped, grouped[:, :1])
+        if produced is not None:
+            state.freeze(produced, "the outputs of one convolution group stay together", node)
+        return np.repeat(grouped[:, 0], outputs)
+    state.unite(grouped, grouped[:1])
+    state.read(node, call.position("input"), len(call.shape) - len(weight.shape) + 1, incoming)
+    return None if produced is None else np.tile(produced, groups)
 
 
 def linear(call: Call) -> Result:

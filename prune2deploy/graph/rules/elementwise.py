@@ -142,9 +142,9 @@ def _keys(block: Block, dims: tuple[int, ...]) -> tuple[AxisKey | None, ...]:
 _PASS_THROUGH = (
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "contiguous", "clone",
     "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "hardswish", "log_sigmoid",
-    "float", "half", "double", "bfloat16",
+    "float", "half", "double", "bfloat16", "view_as_real", "real", "imag", "conj", "resolve_conj", "resolve_neg",
 )  # fmt: skip
-_BY_POSITION = ("masked_fill", "where", "rsub")
+_BY_POSITION = ("masked_fill", "where", "rsub", "complex", "polar")
 _CONSTANTS = ("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
 _OF_A_SIZE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli")
 _DATA = ("arange", "linspace", "scalar_tensor", "eye", "rand", "randn")

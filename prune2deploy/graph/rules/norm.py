@@ -50,7 +50,7 @@ def group_norm(call: Call) -> Result:
     data = _fixed_beyond_channels(call, call.tensor("input"))
     data, labels = _one_channel_dimension(call, data)
     affine = [call.optional_tensor(name) for name in ("weight", "bias")]
-    if affine[0] is None:
+    if affine[0] is None and groups > 1 and not call.state.sizes_are_free:
         data = call.state.freeze_dim(data, 1, "is normalised in groups of a size that is not a parameter's", call.node)
         return call.result(data.blocks)
     if labels is not None and groups == 1:
@@ -127,6 +127,7 @@ RULES: dict[str, Rule] = {
     "rms_norm": rms_norm,
     "softmax": softmax,
     "_softmax": softmax,
+    "_safe_softmax": softmax,
     "log_softmax": softmax,
     "_weight_norm": weight_norm,
 }

@@ -1,6 +1,6 @@
 """Operators that work on spatial dimensions and leave batch and channels alone: pooling, resizing, padding."""
 
-from prune2deploy.graph.labels import Block
+from prune2deploy.graph.labels import Block, Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
 
 
@@ -16,6 +16,36 @@ def per_channel(spatial: int) -> Rule:
         return results if isinstance(call.node.meta["val"], list | tuple) else results[0]
 
     return rule
+
+
+def unpooling(call: Call) -> Result:
+    """The inverse of a maximum pooling: values and their places have the same channels."""
+    for value in call.values:
+        for dim in range(len(call.shape) - 2, len(call.shape)):
+            call.state.freeze_dim(value, dim, "is unpooled over this dimension", call.node)
+    data, places = (_plane_blocks(value) for value in call.values)
+    blocks = []
+    for dim in range(len(call.shape) - 2):
+        one, other = (next((block for block in found if block.dims == (dim,)), None) for found in (data, places))
+        if one is not None and other is not None:
+            call.state.unite(one.labels, other.labels)
+            blocks.append(one)
+        elif (alone := one or other) is not None:
+            call.state.freeze(alone.labels, "meets data of fixed size, element by element", call.node)
+    return call.result(blocks)
+
+
+def grid_sampling(call: Call) -> Result:
+    """Values between the positions of a map, at places that a grid names: channels are left alone."""
+    data, grid = call.tensor("input"), call.tensor("grid")
+    for dim in (0, *range(2, len(data.shape))):
+        data = call.state.freeze_dim(data, dim, "is sampled over this dimension", call.node)
+    call.state.freeze_value(grid, "names places to sample", call.node)
+    return call.result(data.blocks)
+
+
+def _plane_blocks(value: Value) -> list[Block]:
+    return [block for block in value.blocks if len(block.dims) == 1]
 
 
 RULES: dict[str, Rule] = {
@@ -37,7 +67,14 @@ RULES |= {
         "_upsample_bicubic2d_aa": 2,
         "upsample_nearest3d": 3,
         "upsample_trilinear3d": 3,
+        "_upsample_nearest_exact1d": 1,
+        "_upsample_nearest_exact3d": 3,
+        "reflection_pad1d": 1,
         "reflection_pad2d": 2,
+        "reflection_pad3d": 3,
+        "replication_pad1d": 1,
         "replication_pad2d": 2,
+        "replication_pad3d": 3,
     }.items()
 }
+RULES |= {"max_unpool2d": unpooling, "grid_sampler": grid_sampling}

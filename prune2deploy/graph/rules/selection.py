@@ -128,11 +128,19 @@ def _start(call: Call, size: int) -> int | None:
 
 
 def select(call: Call) -> Result:
-    """One index of a dimension: the dimension goes, the labels of a joint block at that index stay."""
+    """One index of a dimension: the dimension goes, the labels of a joint block at that index stay.
+
+    The index is written in the code. Where it will be rewritten, only the channel that it names must stay.
+    """
     data = call.tensor("self")
     dim = int(call.arguments["dim"]) % len(data.shape)
     index = int(call.arguments["index"]) % data.shape[dim]
-    data = _fixed_alone(call, data, dim, "is selected by an index written in the code")
+    reason = "is selected by an index written in the code"
+    labels = data.labels_of(dim)
+    if call.state.sizes_are_free and labels is not None:  # the others may leave: the index will be rewritten
+        call.state.freeze(labels[index : index + 1], reason, call.node)
+    else:
+        data = _fixed_alone(call, data, dim, reason)
     return _at(call, data, dim, index, call.shape)
 
 
@@ -177,19 +185,64 @@ def _taken(call: Call, data: Value, dim: int, positions: Any, shape: tuple[int, 
 
 
 def roll(call: Call) -> Result:
-    """Cyclic shifts along unlabelled dimensions; a labelled one is shifted by a size written in the code."""
+    """Cyclic shifts. Labels are shifted too where the number, which is written in the code, will be rewritten."""
     data = call.values[0]
-    for dim in call.arguments.get("dims") or range(len(data.shape)):
-        data = call.state.freeze_dim(data, int(dim) % len(data.shape), "is rolled by a written number", call.node)
-    return call.result(data.blocks)
+    rank = len(data.shape)
+    dims = [int(dim) % rank for dim in call.arguments.get("dims") or ()]
+    shifts = call.arguments["shifts"]
+    blocks: list[Block] = []
+    for dim in range(rank) if not dims else sorted(set(dims)):
+        labels = data.labels_of(dim)
+        written = [shift for shift, other in zip(shifts, dims, strict=True) if other == dim] if dims else []
+        if labels is None or not call.state.sizes_are_free or not all(isinstance(one, int) for one in written):
+            data = call.state.freeze_dim(data, dim, "is rolled by a written number", call.node)
+        elif len(written) != 1:
+            data = call.state.freeze_dim(data, dim, "is rolled more than once, or flat", call.node)
+        else:
+            blocks.append(Block.of(dim, np.roll(labels, written[0])))
+    rolled = {block.dims for block in blocks}
+    return call.result([*(block for block in data.blocks if block.dims not in rolled), *blocks])
 
 
 def flip(call: Call) -> Result:
     """Reversed dimensions: their labels reversed."""
     data = call.values[0]
-    for dim in call.arguments["dims"]:
-        data = call.state.freeze_dim(data, int(dim) % len(data.shape), "is reversed", call.node)
+    dims = {int(dim) % len(data.shape) for dim in call.arguments["dims"]}
+    blocks = []
+    for block in data.blocks:
+        axes = tuple(axis for axis, dim in enumerate(block.dims) if dim in dims)
+        blocks.append(Block(block.dims, np.flip(block.labels, axes), block.keys))
+    return call.result(blocks)
+
+
+def triangle(call: Call) -> Result:
+    """``tril`` and ``triu``: which of the last two dimensions' positions are zero is written in the code."""
+    data = call.values[0]
+    for dim in range(len(data.shape) - 2, len(data.shape)):
+        data = call.state.freeze_dim(data, dim, "is masked by its position", call.node)
     return call.result(data.blocks)
+
+
+def gather(call: Call) -> Result:
+    """Positions of one dimension chosen by an index, row by row: that dimension freezes, all others leave together."""
+    data, chosen = call.tensor("self"), call.tensor("index")
+    if not data.shape:
+        return call.freeze_all("is indexed by a table")
+    dim = int(call.arguments["dim"]) % len(data.shape)
+    data = call.state.freeze_dim(data, dim, "is indexed by a table", call.node)
+    chosen = call.state.freeze_dim(chosen, dim, "serves as an index", call.node)
+    blocks = []
+    for other in range(len(data.shape)):
+        one, two = data.labels_of(other), chosen.labels_of(other)
+        if other == dim:
+            continue
+        if one is not None and two is not None and data.shape[other] == chosen.shape[other]:
+            call.state.unite(one, two)
+            blocks.append(Block.of(other, one))
+            continue
+        data = call.state.freeze_dim(data, other, "is indexed by a table of fixed size", call.node)
+        chosen = call.state.freeze_dim(chosen, other, "indexes data of fixed size", call.node)
+    return call.result(blocks)
 
 
 def pad(call: Call) -> Result:
@@ -254,14 +307,14 @@ def index_select(call: Call) -> Result:
 
 
 def embedding(call: Call) -> Result:
-    """Rows of a weight by an index: the weight's columns are produced."""
-    weight = call.tensor("weight")
+    """Rows of a weight by an index: the weight's columns are produced, behind the dimensions of the index."""
+    weight, chosen = call.tensor("weight"), call.tensor("indices")
     columns = weight.labels_of(1)
     weight = call.state.freeze_dim(weight, 0, "rows are chosen by an index", call.node)
     if columns is None:
-        return call.result([])
+        return call.result(chosen.blocks)
     call.state.producers.append(columns)
-    return call.result([Block.of(len(call.shape) - 1, columns)])
+    return call.result([*chosen.blocks, Block.of(len(call.shape) - 1, columns)])
 
 
 RULES: dict[str, Rule] = {
@@ -276,6 +329,9 @@ RULES: dict[str, Rule] = {
     "unbind": unbind,
     "roll": roll,
     "flip": flip,
+    "tril": triangle,
+    "triu": triangle,
+    "gather": gather,
     "pad": pad,
     "constant_pad_nd": pad,
     "index": index,

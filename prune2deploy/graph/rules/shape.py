@@ -18,6 +18,8 @@ def reshape(call: Call) -> Result:
     only one axis can be cut.
     """
     data = call.values[0]
+    if "dtype" in call.arguments:
+        return _as_type(call, data)
     segments = _segments(data.shape, call.shape)
     blocks: list[Block] = []
     for block in _apart(call, data, segments):
@@ -32,6 +34,34 @@ def reshape(call: Call) -> Result:
         blocks.append(Block(tuple(outputs), moved, keys))
     value = call.result(blocks)
     return Value(value.shape, tuple(call.state.one_axis(block) for block in value.blocks), value.tensor)
+
+
+def reshape_as(call: Call) -> Result:
+    """As ``reshape``, to the size of another tensor: where that loses some, so must the result."""
+    result = reshape(call)
+    assert isinstance(result, Value)
+    return _sized_as(call, result)
+
+
+def _sized_as(call: Call, result: Value) -> Result:
+    """The result with its labels united with those of the tensor whose size it takes."""
+    other = call.tensor("other")
+    for dim in range(len(call.shape)):
+        labels = other.labels_of(dim)
+        if labels is not None and (own := result.labels_of(dim)) is not None:
+            call.state.unite(own, labels)
+        elif labels is not None:
+            call.state.freeze(labels, "gives its size to data of fixed size", call.node)
+        elif other.block_of(dim) is None:
+            result = call.state.freeze_dim(result, dim, "takes a fixed size", call.node)
+    return result
+
+
+def _as_type(call: Call, data: Value) -> Result:
+    """The same memory read as another type, of which more or fewer may fill the last dimension."""
+    if call.shape != data.shape:
+        data = call.state.freeze_dim(data, len(data.shape) - 1, "is read as a type of another size", call.node)
+    return call.result(data.blocks)
 
 
 def _apart(call: Call, data: Value, segments: Sequence[tuple[list[int], list[int]]]) -> list[Block]:
@@ -120,6 +150,19 @@ def transpose_matrix(call: Call) -> Result:
     return _permuted(call, order)
 
 
+def movedim(call: Call) -> Result:
+    """Some dimensions go to other places; the rest keep their order."""
+    rank = len(call.shape)
+    source, destination = (
+        [int(dim) % rank for dim in (given if isinstance(given, list | tuple) else [given])]
+        for given in (call.arguments["source"], call.arguments["destination"])
+    )
+    order = [dim for dim in range(rank) if dim not in source]
+    for place, dim in sorted(zip(destination, source, strict=True)):
+        order.insert(place, dim)
+    return _permuted(call, order)
+
+
 def _permuted(call: Call, order: Sequence[int]) -> Result:
     data = call.values[0]
     return call.result([block.moved([order.index(dim) for dim in block.dims]) for block in data.blocks])
@@ -135,6 +178,13 @@ def expand(call: Call) -> Result:
     blocks = [Block(tuple(dim + offset for dim in block.dims), block.labels, block.keys) for block in data.blocks]
     before = (1,) * offset + data.shape
     return call.result([*blocks, *call.fresh(dim for dim, size in enumerate(before) if size == 1)])
+
+
+def expand_as(call: Call) -> Result:
+    """As ``expand``, to the size of another tensor, with which the repetitions leave."""
+    result = expand(call)
+    assert isinstance(result, Value)
+    return _sized_as(call, result)
 
 
 def repeat(call: Call) -> Result:
@@ -160,14 +210,19 @@ def repeat_interleave(call: Call) -> Result:
         if int(dim) % len(data.shape) in block.dims:
             labels = np.repeat(labels, call.arguments["repeats"], axis=block.along(int(dim) % len(data.shape)))
         blocks.append(Block(block.dims, labels, block.keys))
-    return call.result(blocks)
+    repeated = [int(dim) % len(data.shape)]
+    return call.result([*blocks, *call.fresh(dim for dim in repeated if data.shape[dim] == 1)])
 
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as"),
+        ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view"),
         reshape,
     ),
+    "view_as": reshape_as,
+    "reshape_as": reshape_as,
+    "movedim": movedim,
+    "moveaxis": movedim,
     "permute": permute,
     "transpose": transpose,
     "swapaxes": transpose,
@@ -175,8 +230,10 @@ RULES: dict[str, Rule] = {
     "mT": transpose_matrix,
     "numpy_T": transpose_matrix,
     "adjoint": transpose_matrix,
+    "mH": transpose_matrix,
+    "matrix_H": transpose_matrix,
     "expand": expand,
-    "expand_as": expand,
+    "expand_as": expand_as,
     "broadcast_to": expand,
     "repeat": repeat,
     "tile": repeat,

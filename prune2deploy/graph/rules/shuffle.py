@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
+    "native_channel_shuffle": channel_shuffle,
     "im2col": image_to_columns,
     "col2im": columns_to_image,
     "unfold": windows,
