@@ -17,7 +17,7 @@ def plan_from_mask(graph: ChannelGraph, kept: ChannelMask, provenance: Mapping[s
     for axis in graph.axes:
         stays = keeps[axis.channels]
         if not stays.all():
-            indices = tuple(int(index) for index in np.flatnonzero(stays))
+            indices = tuple(np.flatnonzero(stays).tolist())
             entries.append(KeptIndices(tensor=axis.tensor, dim=axis.dim, dense_size=axis.size, kept=indices))
     return PrunePlan(fingerprint=graph.fingerprint, entries=tuple(entries), provenance=dict(provenance or {}))
 
@@ -36,8 +36,7 @@ def mask_from_plan(graph: ChannelGraph, plan: PrunePlan) -> ChannelMask:
         axis = axes.get((entry.tensor, entry.dim))
         if axis is None:
             raise InputError("the plan cuts what cannot leave this model", where=f"{entry.tensor} dim {entry.dim}")
-        gone = np.setdiff1d(np.arange(axis.size), np.array(entry.kept))
-        channels = axis.channels[gone]
+        channels = axis.channels[~np.isin(np.arange(axis.size), entry.kept)]
         if (channels == FROZEN).any():
             raise InputError("the plan cuts what cannot leave this model", where=f"{entry.tensor} dim {entry.dim}")
         kept[channels] = False

@@ -23,12 +23,30 @@ def check_predicted_shapes(
     Raises:
         ProofError: an operator refuses the new sizes, or a shape is another one; the operator is named.
     """
+    leaves = torch.utils._pytree.tree_leaves(inputs)
+    if _passes_on_meta(graph, tensors, leaves, values, kept):
+        return
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
-        fake_inputs = [
-            mode.from_tensor(one) if isinstance(one, Tensor) else one for one in torch.utils._pytree.tree_leaves(inputs)
-        ]
+        fake_inputs = [mode.from_tensor(one) if isinstance(one, Tensor) else one for one in leaves]
         _Checker(graph, fakes, values, kept).run(*fake_inputs, enable_io_processing=False)
+
+
+def _passes_on_meta(
+    graph: torch.fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Any], values: Values, kept: KeptLabels
+) -> bool:
+    """Whether all shapes are as predicted on the meta device, many times faster than with tensors that are faked.
+
+    Not all operators run there, so what does not pass is for the fake ones to judge.
+    """
+    with torch.no_grad():
+        metas = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+        meta_inputs = [one.to("meta") if isinstance(one, Tensor) else one for one in inputs]
+        try:
+            _MetaChecker(graph, metas, values, kept).run(*meta_inputs, enable_io_processing=False)
+        except (ProofError, TypeError):
+            return False
+    return True
 
 
 class _Checker(torch.fx.Interpreter):
@@ -62,3 +80,11 @@ class _Checker(torch.fx.Interpreter):
                 f"{node.target} gives shape {tuple(result.shape)}, but {self._kept.shape(value)} was predicted",
                 where=place_of(node),
             )
+
+
+class _MetaChecker(_Checker):
+    """Puts on the meta device what the graph makes elsewhere."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        moved = torch.utils._pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
+        return super().call_function(target, *moved)

@@ -21,6 +21,7 @@ class Suspects:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
+        self._group_of = trace.graph.group_of
         self._nodes: dict[Place, list[torch.fx.Node]] = {}
         for node in trace.program.graph.nodes:
             if node.op == "call_function" and _takes_sizes(node):
@@ -40,13 +41,12 @@ class Suspects:
         return set()
 
     def _groups_at(self, node: torch.fx.Node) -> Iterator[int]:
-        graph = self._trace.graph
         for one in (node, *node.all_input_nodes):
             values = self._trace.interpretation.values.get(one.name, ())
             for value in (values,) if isinstance(values, Value) else values:
                 for block in value.blocks:
                     channels = self._trace.channel_of_label[block.labels.ravel()]
-                    yield from graph.group_of[channels[channels != FROZEN]].tolist()
+                    yield from self._group_of[channels[channels != FROZEN]].tolist()
 
 
 def _takes_sizes(node: torch.fx.Node) -> bool:

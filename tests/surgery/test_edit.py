@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.errors import ProofError
 from prune2deploy.graph.trace import Trace, trace
+from prune2deploy.surgery import shapes
 from prune2deploy.surgery.apply import named_tensors
 from prune2deploy.surgery.edit import Editor
 from prune2deploy.surgery.edited import EditedModule
@@ -153,3 +155,15 @@ def test_a_wrong_prediction_is_refused_and_the_operator_named(editor: Editor, ed
     with pytest.raises(ProofError, match=r"aten\.\w+\.\w+ gives shape .* was predicted") as refusal:
         check_predicted_shapes(edited.graph(training=False), tensors, editor.inputs, exported.values, everything)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("unused", ["FakeTensorMode", "_passes_on_meta"])
+def test_right_shapes_pass_on_the_meta_device_and_where_that_cannot_tell_with_fake_tensors(
+    unused: str, traced: Trace, editor: Editor, edited: EditedModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, unused, None if unused == "FakeTensorMode" else lambda *arguments: False)
+    kept = np.append(trial_mask(traced.graph, range(_count(traced))), True)
+    tensors = dict(edited.named_buffers(remove_duplicate=False)) | dict(edited.named_parameters(remove_duplicate=False))
+    for training, exported in editor.modes.items():
+        labels = KeptLabels(kept[exported.channel_of_label])
+        check_predicted_shapes(edited.graph(training=training), tensors, editor.inputs, exported.values, labels)
