@@ -98,7 +98,8 @@ class _GatedInterpreter(torch.fx.Interpreter):
             if "normalized_shape" in bound:
                 bound["normalized_shape"] = [len(kept)]
         result = node.target(**bound)
-        if not isinstance(result, Tensor) or list(result.shape) != list(bound[first].shape):
+        dense = node.meta["val"]  # of one channel left, the shape of the result cannot tell whether it was reduced
+        if not isinstance(dense, Tensor) or list(dense.shape) != shape:
             return result
         for dim, kept in reversed(dimensions):
             spread = result.new_zeros([*result.shape[:dim], shape[dim], *result.shape[dim + 1 :]])

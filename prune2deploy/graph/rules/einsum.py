@@ -28,7 +28,7 @@ def einsum(call: Call) -> Result:
                 _mark(call, value, labels, letter, terms, result)
                 if letter not in result and letter not in "".join(terms[:position]):
                     call.state.read(call.node, call.position("tensors"), dim, labels, element=position)
-    if len(values) == 2:
+    if len(values) == 2 and any(sizes[letter] > 1 for term in terms for letter in term if letter not in result):
         coefficient = 2 * math.prod(size for letter, size in sizes.items() if letter not in labelled)
         call.state.count(call.node, coefficient, labelled.values())
     return call.result([Block.of(result.index(letter), labelled[letter]) for letter in labelled if letter in result])
@@ -52,10 +52,10 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 def _voted(call: Call, value: Value, term: str, terms: Sequence[str], result: str) -> Value:
     """Joint blocks vote for a batch letter (in all operands and the result), the last one: attention heads."""
+    batch = [dim for dim, letter in enumerate(term) if letter in result and all(letter in other for other in terms)]
     blocks = []
     for block in value.blocks:
-        batch = [dim for dim in block.dims if term[dim] in result and all(term[dim] in other for other in terms)]
-        block = call.state.one_axis(block, vote=batch[-1] if batch else None)
+        block = call.state.attended(block, batch)
         if len(block.dims) == 1:
             blocks.append(block)
     return Value(value.shape, tuple(blocks), value.tensor)
