@@ -126,6 +126,15 @@ Backend = Annotated[
     str,
     typer.Option("--backend", metavar="NAME", rich_help_panel=_TARGET, help=_listed("How to cut", choices.BACKENDS)),
 ]
+Attention = Annotated[
+    str,
+    typer.Option(
+        "--attention",
+        metavar="NAME",
+        rich_help_panel=_TARGET,
+        help=_listed("What leaves attentions", choices.ATTENTION),
+    ),
+]
 Align = Annotated[
     str,
     typer.Option(

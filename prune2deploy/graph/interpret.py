@@ -5,7 +5,8 @@ exports of one model (in another mode, or with a dynamic batch) agree on them.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch.export import ExportedProgram
 
 from prune2deploy.errors import ModelError
 from prune2deploy.graph.labelling import Labelling, operator_name, place_of
-from prune2deploy.graph.labels import Block, Value
+from prune2deploy.graph.labels import AttentionAxis, AxisKey, Block, Value
 from prune2deploy.graph.resolve import TensorFacts
 from prune2deploy.graph.rules import Call, rule_for
 from prune2deploy.graph.sizes import has_known_size, shape_of
 
 Values = Value | tuple[Value, ...]
+_DECISIVE = 1_000_000  # votes: more than all operators of a graph have together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +38,53 @@ class Interpretation:
 
 
 def interpret(
-    program: ExportedProgram, tensors: Mapping[str, TensorFacts], *, sizes_are_free: bool = False
+    program: ExportedProgram,
+    tensors: Mapping[str, TensorFacts],
+    *,
+    sizes_are_free: bool = False,
+    attention: AttentionAxis = AttentionAxis.HEADS,
 ) -> Interpretation:
     """Label all values of ``program``; ``tensors`` are those of the exported model (``tensors_of``).
 
     ``sizes_are_free``: sizes written in the code are no constraint, because they will be rewritten in the program.
+    ``attention``: what is to leave attentions.
 
     Raises:
         ModelError: some size in the program depends on data.
     """
     _check_sizes(program)
-    votes = _interpreted(program, tensors, Labelling(sizes_are_free=sizes_are_free)).labelling.votes
-    return _interpreted(program, tensors, Labelling(votes=votes, collapse=True, sizes_are_free=sizes_are_free))
+    undecided = _interpreted(program, tensors, Labelling(sizes_are_free=sizes_are_free)).labelling
+
+    def decided(within: Set[AxisKey] = frozenset()) -> Interpretation:
+        wanted = Counter(undecided.votes)
+        for axis in within:
+            for key in undecided.with_parents(axis):
+                wanted[key] += _DECISIVE
+        state = Labelling(votes=wanted, collapse=True, sizes_are_free=sizes_are_free)
+        return _interpreted(program, tensors, state)
+
+    whole_heads = decided()
+    if attention is AttentionAxis.HEADS or not (within := _axes_within_heads(whole_heads.labelling, undecided)):
+        return whole_heads
+    positions = decided(within)
+    needed = _axes_frozen(positions.labelling) & within
+    return decided(within - needed) if needed else positions
+
+
+def _axes_within_heads(state: Labelling, undecided: Labelling) -> set[AxisKey]:
+    """The axes along which the heads of attentions stay whole.
+
+    Heads that are a part of an axis (of all keys beside all values, say) went through more than one reduction: the
+    last one counts.
+    """
+    divided = {key for one in state.of_heads for key in undecided.with_parents(one.kept) if key != one.kept}
+    return {one.kept for one in state.of_heads if one.cut not in divided}
+
+
+def _axes_frozen(state: Labelling) -> set[AxisKey]:
+    """Axes of reshapes that some operator froze, once they had been chosen to be cut."""
+    frozen = (label for _, labels in state.freezes for label in labels.tolist())
+    return {one.cut for label in frozen for one in state.reductions.get(label, ())}
 
 
 def _check_sizes(program: ExportedProgram) -> None:
@@ -95,6 +132,7 @@ def _interpreted(program: ExportedProgram, tensors: Mapping[str, TensorFacts], s
     _label_tensors(tensors, state)
     environment: dict[torch.fx.Node, Values] = {}
     for node in program.graph.nodes:
+        state.node = node
         if node.op == "placeholder":
             facts = tensors.get(source.get(node.name, ""))
             if facts is not None and (facts.stored or not state.sizes_are_free):

@@ -1,7 +1,7 @@
 """The record that operator rules write to while a graph is interpreted: labels, unions, freezes, costs, readers."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +57,14 @@ class ChannelNorm:
     labels: Labels
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """A joint block lost all axes but ``cut``; ``kept`` is the longest of the others, whose indices stay together."""
+
+    cut: AxisKey
+    kept: AxisKey
+
+
 @dataclass(slots=True)
 class Labelling:
     """Everything that interpreting a graph establishes.
@@ -66,13 +74,19 @@ class Labelling:
     (``parents``) too, of which this one is a part. With ``collapse`` the votes are used: a joint block keeps its most
     wanted axis only.
 
+    ``reductions`` tell of each label of a joint block that was reduced which axis it counts, and which is the longest of
+    those that stay whole; ``of_heads`` are those of what batched products (attentions) have along their batch dimensions.
+
     ``sizes_are_free`` says that sizes written in the code will be rewritten, and constrain nothing. Then a part of a
     dimension (a chunk, a slice) may have a width of its own: ``pieces`` notes these, so that none becomes empty.
-    ``tensor_label_count`` labels belong to parameters and buffers; all others come after them.
+    ``tensor_label_count`` labels belong to parameters and buffers; all others come after them. ``node`` is the operator
+    whose rule is at work.
     """
 
     votes: Counter[AxisKey] = field(default_factory=Counter)
     parents: dict[AxisKey, AxisKey] = field(default_factory=dict)
+    reductions: dict[int, set[Reduction]] = field(default_factory=dict)
+    of_heads: set[Reduction] = field(default_factory=set)
     collapse: bool = False
     sizes_are_free: bool = False
     label_count: int = 1
@@ -87,6 +101,7 @@ class Labelling:
     readers: list[Reader] = field(default_factory=list)
     norms: list[ChannelNorm] = field(default_factory=list)
     tensors: dict[str, Value] = field(default_factory=dict)
+    node: torch.fx.Node | None = None
     used_tensors: dict[str, None] = field(default_factory=dict)
 
     def new_labels(self, count: int) -> Labels:
@@ -103,6 +118,8 @@ class Labelling:
         """Positions of ``first`` and ``second`` (shapes broadcast) can only leave together."""
         first, second = np.broadcast_arrays(first, second)
         self.edges.append((first.ravel(), second.ravel()))
+        if self.node is not None and (met := (first == FROZEN_LABEL) != (second == FROZEN_LABEL)).any():
+            self.freeze(np.maximum(first, second)[met], "is joined with data of fixed size", self.node)
 
     def unite_along(self, labels: Labels, axis: int) -> Labels:
         """All positions along ``axis`` can only leave together. Returns the labels without that axis."""
@@ -161,7 +178,24 @@ class Labelling:
         ]
         chosen = max(scores)[2]
         labels = np.moveaxis(block.labels, chosen, 0).reshape(block.labels.shape[chosen], -1)
-        return Block.of(block.dims[chosen], self.unite_along(labels, 1))
+        reduced = Block.of(block.dims[chosen], self.unite_along(labels, 1))
+        self._note_axes(block, chosen, reduced.labels)
+        return reduced
+
+    def attended(self, block: Block, batch: Collection[int]) -> Block:
+        """A block of a batched product's operand reduced to one axis: the last of its ``batch`` dimensions (heads)."""
+        outside = [dim for dim in block.dims if dim in batch]
+        if outside and len(block.dims) == 1:
+            self.of_heads.update(*(self.reductions.get(label, ()) for label in block.labels.tolist()))
+        return self.one_axis(block, vote=outside[-1] if outside else None)
+
+    def _note_axes(self, block: Block, chosen: int, labels: Labels) -> None:
+        cut = block.keys[chosen]
+        others = list(zip(block.labels.shape, block.keys, strict=True))
+        _, kept = max((one for axis, one in enumerate(others) if axis != chosen), key=lambda one: one[0])
+        if cut is not None and kept is not None:
+            for label in labels.tolist():
+                self.reductions.setdefault(label, set()).add(Reduction(cut=cut, kept=kept))
 
     def vote_against(self, block: Block, dim: int) -> None:
         """An operator needs the size of ``dim``: the other axes of a joint block should be cut."""
@@ -170,10 +204,14 @@ class Labelling:
                 if other != dim:
                     self._vote(key)
 
-    def _vote(self, key: AxisKey | None) -> None:
+    def with_parents(self, key: AxisKey | None) -> Iterator[AxisKey]:
+        """An axis, and those of earlier reshapes of which it is a part."""
         while key is not None:
-            self.votes[key] += 1
+            yield key
             key = self.parents.get(key)
+
+    def _vote(self, key: AxisKey | None) -> None:
+        self.votes.update(self.with_parents(key))
 
     def count(
         self,

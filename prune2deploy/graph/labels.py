@@ -8,6 +8,7 @@ is united with it cannot leave. The connected components of the united labels ar
 A dimension without a block is not prunable: it has size 1, or nothing that produces it can be cut.
 """
 
+import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,13 @@ from numpy.typing import NDArray
 FROZEN_LABEL = 0
 
 Labels = NDArray[np.int64]
+
+
+class AttentionAxis(enum.StrEnum):
+    """What leaves an attention: ``HEADS``, whole ones, or ``HEAD_DIM``, the same positions of every head."""
+
+    HEADS = "heads"
+    HEAD_DIM = "head-dim"
 
 
 @dataclass(frozen=True, slots=True)

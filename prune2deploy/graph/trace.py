@@ -1,8 +1,10 @@
 """From a module to its channel graph: export, interpret, resolve."""
 
+import io
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from prune2deploy.errors import ModelError
 from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.graph.inline import inline_wrappers, write_scales
 from prune2deploy.graph.interpret import Interpretation, interpret, tensors_of
+from prune2deploy.graph.labels import AttentionAxis
 from prune2deploy.graph.resolve import ReadDimension, channels_of_labels, resolve
 
 
@@ -27,6 +30,7 @@ class Trace:
     where channels are summed over, ``norms`` those where statistics are taken over channels. ``channel_of_label`` has
     shape (label count,): the channel of each label of ``interpretation``, -1 where it stays. ``sizes_are_free``:
     sizes written in the code were no constraint, so the plan is for editing the graph, not for slicing the module.
+    ``attention`` is what was to leave attentions.
     """
 
     graph: ChannelGraph
@@ -36,6 +40,7 @@ class Trace:
     interpretation: Interpretation
     channel_of_label: NDArray[np.int64]
     sizes_are_free: bool = False
+    attention: AttentionAxis = AttentionAxis.HEADS
 
     def without_groups(self, reasons: Mapping[int, str]) -> "Trace":
         """The trace in which some groups cannot leave: group index to the reason, which is kept for the user."""
@@ -59,25 +64,39 @@ class Trace:
             ModelError: some size in the program depends on data.
         """
         _prepare(program, sizes_are_free=self.sizes_are_free)
-        other = interpret(program, tensors_of(model), sizes_are_free=self.sizes_are_free)
+        other = interpret(program, tensors_of(model), sizes_are_free=self.sizes_are_free, attention=self.attention)
         return other, channels_of_labels(other.labelling, self.channel_of_label)
 
 
-def trace(model: nn.Module, example_inputs: torch.Tensor | Sequence[Any], *, sizes_are_free: bool = False) -> Trace:
+def trace(
+    model: nn.Module,
+    example_inputs: torch.Tensor | Sequence[Any],
+    *,
+    sizes_are_free: bool = False,
+    attention: AttentionAxis = AttentionAxis.HEADS,
+) -> Trace:
     """Trace ``model`` in evaluation mode and find its channels.
 
     ``example_inputs`` are the positional arguments of ``forward``; with a batch of 1, FLOPs are those of one input.
     ``sizes_are_free``: sizes written in the code (of splits, slices, paddings) are no constraint, because they will be
-    rewritten in the exported program. The model is left as it was.
+    rewritten in the exported program. ``attention``: whole heads leave attentions, or the same positions of every head.
+    The model is left as it was.
 
     Raises:
         ModelError: ``torch.export`` cannot trace the model; the message names the line.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    return trace_program(model, export_program(model, inputs), sizes_are_free=sizes_are_free)
+    program = export_program(model, inputs)
+    return trace_program(model, program, sizes_are_free=sizes_are_free, attention=attention)
 
 
-def trace_program(model: nn.Module, program: ExportedProgram, *, sizes_are_free: bool = False) -> Trace:
+def trace_program(
+    model: nn.Module,
+    program: ExportedProgram,
+    *,
+    sizes_are_free: bool = False,
+    attention: AttentionAxis = AttentionAxis.HEADS,
+) -> Trace:
     """Find the channels of ``model`` in ``program``, its own export.
 
     Raises:
@@ -85,7 +104,7 @@ def trace_program(model: nn.Module, program: ExportedProgram, *, sizes_are_free:
     """
     _prepare(program, sizes_are_free=sizes_are_free)
     tensors = tensors_of(model)
-    interpretation = interpret(program, tensors, sizes_are_free=sizes_are_free)
+    interpretation = interpret(program, tensors, sizes_are_free=sizes_are_free, attention=attention)
     resolved = resolve(interpretation.labelling, tensors)
     return Trace(
         graph=resolved.graph,
@@ -95,6 +114,7 @@ def trace_program(model: nn.Module, program: ExportedProgram, *, sizes_are_free:
         interpretation=interpretation,
         channel_of_label=resolved.channel_of_label,
         sizes_are_free=sizes_are_free,
+        attention=attention,
     )
 
 
@@ -120,7 +140,8 @@ def export_program(
     batch = {0: torch.export.Dim("batch")}
     sizes = tuple(batch if isinstance(one, torch.Tensor) and one.dim() > 0 else None for one in inputs)
     try:
-        with warnings.catch_warnings(), torch.set_grad_enabled(training):
+        # What it cannot follow, torch.export prints whole to standard error.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.set_grad_enabled(training):
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, dynamic_shapes=sizes if dynamic_batch else None, strict=False)
     except Exception as error:

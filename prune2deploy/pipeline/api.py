@@ -11,6 +11,7 @@ from prune2deploy.budget.alignment import granule_for
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.errors import InputError
+from prune2deploy.graph.labels import AttentionAxis
 from prune2deploy.importance.criterion import Batches
 from prune2deploy.pipeline.backends import AUTO, find_channels, refuse_edited
 from prune2deploy.pipeline.cutting import (
@@ -52,6 +53,7 @@ def prune_module(
     only: Sequence[str] = (),
     exact_only: bool = False,
     backend: str = AUTO,
+    attention: str = AttentionAxis.HEADS,
     align: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -62,8 +64,8 @@ def prune_module(
     first sample is taken). ``flops`` and ``params`` are the fractions that may stay. ``batches`` of (images, labels)
     are for methods that need data. ``protect`` and ``only`` are shell patterns for names of layers; ``exact_only``
     leaves out cuts that change the statistics of a norm. ``backend`` is ``module`` (slice the modules), ``graph`` (edit
-    the exported graph) or ``auto``. ``align`` is the granule of widths, None for 16 where the target allows it, 1 for
-    none.
+    the exported graph) or ``auto``. ``attention``: whole ``heads`` leave, or the same positions of every head
+    (``head-dim``). ``align`` is the granule of widths, None for 16 where the target allows it, 1 for none.
 
     Raises:
         InputError: a value cannot be used.
@@ -76,7 +78,7 @@ def prune_module(
     given = (example_input,) if isinstance(example_input, torch.Tensor) else tuple(example_input)
     inputs = tuple(one[:1] if isinstance(one, torch.Tensor) and one.dim() > 0 else one for one in given)
     refuse_edited(model, where=type(model).__name__)
-    channels = find_channels(model, inputs, backend=backend, progress=progress)
+    channels = find_channels(model, inputs, backend=backend, attention=attention, progress=progress)
     restrictions = Restrictions(scope=scope, protect=tuple(protect), only=tuple(only), exact_only=exact_only)
     channels = channels.without_groups(reasons_to_stay(channels.graph, restrictions))
     choices = CutChoices(
@@ -90,6 +92,7 @@ def prune_module(
     cut = cut_to_budget(model, channels, inputs, choices, batches=batches, progress=progress)
     report = {
         "backend": channels.backend,
+        "attention": channels.traced.attention.value,
         "flops": cut.proof.flops,
         "parameters": cut.proof.parameters,
         "flops_fraction": cut.allocation.flops_fraction,

@@ -10,8 +10,9 @@ from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError, ModelError, ProofError
 from prune2deploy.graph.channels import ChannelGraph
+from prune2deploy.graph.labels import AttentionAxis
 from prune2deploy.graph.trace import Trace, export_program, trace, trace_program
-from prune2deploy.pipeline.choices import BACKENDS, known
+from prune2deploy.pipeline.choices import ATTENTION, BACKENDS, known
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.surgery.apply import pruned_copy
 from prune2deploy.surgery.edit import Editor
@@ -62,36 +63,43 @@ class Channels:
 
 
 def find_channels(
-    model: nn.Module, inputs: Sequence[Any], *, backend: str = AUTO, progress: Progress = SILENT
+    model: nn.Module,
+    inputs: Sequence[Any],
+    *,
+    backend: str = AUTO,
+    attention: str = AttentionAxis.HEADS,
+    progress: Progress = SILENT,
 ) -> Channels:
     """The channels of ``model`` that can leave without breaking its code. ``inputs`` have a batch of 1.
 
     ``auto`` slices modules, unless sizes written in the code keep channels in place that editing the graph frees. Where
     slicing fails on trial, the graph is edited; which groups made it fail is found out only if that cannot be done.
+    ``attention``: whole ``heads`` leave attentions, or the same positions of every head (``head-dim``).
 
     Raises:
-        InputError: there is no such backend.
+        InputError: there is no such backend, or no such part of attentions.
         ModelError: the model cannot be exported; with ``graph`` also: not in training mode or with a free batch size.
         ProofError: ``graph`` was asked for, and a cut on trial is not exact.
     """
     known(backend, BACKENDS, where="backend")
+    axis = AttentionAxis(known(attention, ATTENTION, where="attention"))
     if isinstance(model, EditedModule):  # an edited graph holds its sizes as constants, and has no modules to slice
-        return Channels(traced=trace(model, inputs))
+        return Channels(traced=trace(model, inputs, attention=axis))
     with progress.task("tracing the model", total=3) as task:
         program = export_program(model, tuple(inputs))
         task.advance()
         sample = randomised_copy(model)
         if backend == GRAPH:
             task.describe("editing the graph on trial")
-            free = trace_program(model, program, sizes_are_free=True)
+            free = trace_program(model, program, sizes_are_free=True, attention=axis)
             return Channels(traced=free, editor=_tried_editor(model, sample, free, inputs))
         task.describe("cutting on trial")
-        sliced = trace_program(model, program)
+        sliced = trace_program(model, program, attention=axis)
         slices = trial_is_exact(sliced, sample, inputs)
         task.advance()
         note = None
         if backend == AUTO:
-            free = trace_program(model, program, sizes_are_free=True)
+            free = trace_program(model, program, sizes_are_free=True, attention=axis)
             gain = _least_flops(sliced.graph) - _least_flops(free.graph)
             if not slices or gain >= _WORTH_EDITING:
                 task.describe("editing the graph on trial")

@@ -33,6 +33,10 @@ BACKENDS: Mapping[str, str] = {
     "module": "slice the modules, whose class stays",
     "graph": "edit the exported graph, so that sizes written in the code can change",
 }
+ATTENTION: Mapping[str, str] = {
+    "heads": "whole heads leave",
+    "head-dim": "the same positions leave every head",
+}
 VARIANTS: Mapping[str, str] = {
     "dense": "the model as it came",
     "pruned": "pruned to the target and fine-tuned",

@@ -72,6 +72,7 @@ def cut_to_budget(
     provenance = {
         "method": choices.method,
         "backend": channels.backend,
+        "attention": channels.traced.attention.value,
         "ranking": choices.ranking,
         "targets": dict(choices.budget.fractions),
         "alignment": allocation.granule,
@@ -88,7 +89,12 @@ def cut_uniformly(model: nn.Module, channels: Channels, inputs: Sequence[Any], *
         ProofError: the cut is not exact.
     """
     allocation = allocate_uniform(channels.graph, flops, granule=granule)
-    provenance = {"method": "uniform", "backend": channels.backend, "alignment": allocation.granule}
+    provenance = {
+        "method": "uniform",
+        "backend": channels.backend,
+        "attention": channels.traced.attention.value,
+        "alignment": allocation.granule,
+    }
     return _proven(model, channels, inputs, allocation, provenance, what="reduced")
 
 

@@ -26,7 +26,11 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
     run = _run(request)
     subject = _subject(request, progress)
     channels = find_channels(
-        subject.model, example_inputs(subject.input_shape), backend=_backend(run), progress=progress
+        subject.model,
+        example_inputs(subject.input_shape),
+        backend=_backend(run),
+        attention=_attention(run, request),
+        progress=progress,
     )
     channels = channels.without_groups(reasons_to_stay(channels.graph, Restrictions(scope=request.scope)))
     graph = channels.graph
@@ -81,6 +85,12 @@ def _backend(run: RunFolder | None) -> str:
     """That of the run's pruning, so that its plan fits; else what ``auto`` takes."""
     pruning = run.manifest.pruning if run is not None else {}
     return str(pruning.get("backend", MODULE)) if pruning else AUTO
+
+
+def _attention(run: RunFolder | None, request: InspectRequest) -> str:
+    """That of the run's pruning, so that its plan fits; else what was asked for."""
+    pruning = run.manifest.pruning if run is not None else {}
+    return str(pruning.get("attention", request.attention))
 
 
 def _pruned_widths(run: RunFolder | None, graph: ChannelGraph) -> tuple[int, ...] | None:

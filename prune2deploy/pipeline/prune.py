@@ -75,7 +75,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     inputs = example_inputs(subject.input_shape, seed=request.seed)
     begun_as = resumed.manifest.pruning if resumed is not None else {}
     backend = str(begun_as.get("backend", MODULE)) if begun_as else request.backend
-    whole = find_channels(subject.model, inputs, backend=backend, progress=progress)
+    whole = find_channels(subject.model, inputs, backend=backend, attention=request.attention, progress=progress)
     restrictions = Restrictions(
         scope=request.scope, protect=request.protect, only=request.only, exact_only=request.exact_only
     )
@@ -154,6 +154,7 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
         "only": list(request.only),
         "exact_only": request.exact_only,
         "backend": request.backend,
+        "attention": request.attention,
         "alignment": request.alignment or f"auto, {granule_for(request.engine, request.precision)}",
         "variants": list(request.variants),
         "training": asdict(request.training),
@@ -177,6 +178,7 @@ def _record_of(channels: Channels, cut: Cut, choices: CutChoices) -> dict[str, A
         "method": choices.method,
         "criterion": choices.method,
         "backend": channels.backend,
+        "attention": channels.traced.attention.value,
         "ranking": choices.ranking,
         "targets": dict(choices.budget.fractions),
         "achieved": achieved,

@@ -86,6 +86,7 @@ class PruneRequest:
     only: tuple[str, ...] = ()
     exact_only: bool = False
     backend: str = "auto"
+    attention: str = "heads"
     alignment: int | None = None
     engine: str | None = None
     precision: str | None = None
@@ -114,6 +115,7 @@ class InspectRequest:
     model: str | None = None
     input_shape: InputShape | None = None
     scope: str = "all"
+    attention: str = "heads"
     trust_pickle: bool = False
 
 

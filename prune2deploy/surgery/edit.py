@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import ModelError
-from prune2deploy.graph.labels import Value
+from prune2deploy.graph.labels import AttentionAxis, Value
 from prune2deploy.graph.trace import Trace, export_program, trace
 from prune2deploy.surgery.apply import as_parameter_like, sliced_tensors
 from prune2deploy.surgery.edited import EditedModule
@@ -102,12 +102,15 @@ def edited_copy(model: nn.Module, traced: Trace, plan: PrunePlan, inputs: Sequen
 def rebuilt_copy(model: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> EditedModule:
     """``edited_copy`` of a model that is traced anew: a plan made by graph editing, applied where nothing else is left.
 
+    What leaves attentions is what the plan's provenance says, heads where it says nothing.
+
     Raises:
         InputError: the plan belongs to another model.
         ModelError: the model cannot be exported in both modes with a free batch size.
         ProofError: a value of the edited graph would not have the shape that the labels predict.
     """
-    return edited_copy(model, trace(model, inputs, sizes_are_free=True), plan, inputs)
+    attention = AttentionAxis(plan.provenance.get("attention", AttentionAxis.HEADS))
+    return edited_copy(model, trace(model, inputs, sizes_are_free=True, attention=attention), plan, inputs)
 
 
 def _pruned_tensors(model: nn.Module, plan: PrunePlan) -> dict[str, Tensor]:
@@ -168,7 +171,11 @@ def _edited_graph(
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target == _GUARDS:
             module.graph.erase_node(node)
+    of_tensor = _values_of_tensors(exported)
+    attributes = {}
     for node in _attributes(module.graph):
+        if (value := of_tensor.get(str(node.target))) is not None:
+            attributes[node.name] = value
         name = _constant_name(str(node.target), training=training)
         if str(node.target) not in tensors and name in tensors:
             node.target = name
@@ -177,10 +184,27 @@ def _edited_graph(
                 f"a part of it runs under a mode of its own ({node.target}), an autocast say, and cannot be edited",
                 hint="leave --backend out, or pass --backend module",
             )
-    rewrite_sizes(module.graph, exported.values, kept)
-    check_predicted_shapes(module.graph, tensors, inputs, exported.values, kept)
+    values = {**exported.values, **attributes}
+    rewrite_sizes(module.graph, values, kept)
+    check_predicted_shapes(module.graph, tensors, inputs, values, kept)
     module.recompile()
     return module
+
+
+def _values_of_tensors(exported: _Exported) -> dict[str, Value | tuple[Value, ...]]:
+    """The labels of parameters, buffers and constants by their names, under which the graph's own module reads them."""
+    signature = exported.program.graph_signature
+    sources = (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    )
+    return {
+        target: exported.values[node]
+        for inputs in sources
+        for node, target in inputs.items()
+        if node in exported.values
+    }
 
 
 def _attributes(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:

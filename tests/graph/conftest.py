@@ -13,6 +13,7 @@ from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace, trace
 from prune2deploy.surgery.apply import pruned_copy
+from prune2deploy.surgery.edit import edited_copy
 from prune2deploy.surgery.equality import relative_error
 from prune2deploy.surgery.gated import _GatedInterpreter, _program_inputs, gated_outputs, tensors_in
 from prune2deploy.surgery.trial import randomised_copy
@@ -55,13 +56,13 @@ class Seen:
 def see() -> Callable[..., Seen]:
     """Trace a model on random inputs of the given shapes, (1, 3, 12, 12) by default; what is no shape is an input."""
 
-    def traced(model: nn.Module, *inputs: Any, sizes_are_free: bool = False) -> Seen:
+    def traced(model: nn.Module, *inputs: Any, **choices: Any) -> Seen:
         generator = torch.Generator().manual_seed(0)
         given = tuple(
             torch.randn(*one, generator=generator) if isinstance(one, tuple) else one
             for one in inputs or [(1, 3, 12, 12)]
         )
-        return Seen(model=model, inputs=given, trace=trace(model, given, sizes_are_free=sizes_are_free))
+        return Seen(model=model, inputs=given, trace=trace(model, given, **choices))
 
     return traced
 
@@ -98,6 +99,21 @@ def prove_random_cut(random_mask: Callable[[ChannelGraph, int], ChannelMask]) ->
         proof = prove(seen.trace, sample, pruned, kept, inputs)
         assert (count_flops(pruned, inputs), count_parameters(pruned)) == (proof.flops, proof.parameters)
         assert proof.parameters < graph.cost.dense_parameters
+        return proof
+
+    return proven
+
+
+@pytest.fixture(scope="session")
+def prove_edited_cut(random_mask: Callable[[ChannelGraph, int], ChannelMask]) -> Callable[..., Proof]:
+    """Prove a random cut by editing the exported graph, with random weights. For models seen with free sizes."""
+
+    def proven(seen: Seen, seed: int = 0) -> Proof:
+        sample = randomised_copy(seen.model, seed=seed)
+        kept = random_mask(seen.graph, seed)
+        edited = edited_copy(sample, seen.trace, plan_from_mask(seen.graph, kept), seen.inputs)
+        proof = prove(seen.trace, sample, edited, kept, seen.inputs)
+        assert proof.parameters < seen.graph.cost.dense_parameters
         return proof
 
     return proven

@@ -4,6 +4,7 @@ import pytest
 
 from prune2deploy.engines.registry import AUTO, all_engines
 from prune2deploy.errors import InputError
+from prune2deploy.graph.labels import AttentionAxis
 from prune2deploy.importance.criteria import CRITERIA
 from prune2deploy.pipeline import choices
 from prune2deploy.pipeline.requests import Targets
@@ -15,6 +16,10 @@ def test_every_registered_engine_can_be_named():
 
 def test_every_registered_criterion_can_be_named():
     assert set(choices.PRUNING_METHODS) == set(CRITERIA)
+
+
+def test_what_may_leave_attentions_is_what_the_graph_knows() -> None:
+    assert list(choices.ATTENTION) == list(AttentionAxis)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

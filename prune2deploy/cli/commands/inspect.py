@@ -6,8 +6,8 @@ import typer
 
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
-from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_table, variants_table
-from prune2deploy.pipeline.choices import BACKENDS, SCOPES, known
+from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_table, share, variants_table
+from prune2deploy.pipeline.choices import ATTENTION, BACKENDS, SCOPES, known
 from prune2deploy.pipeline.outcomes import InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
 from prune2deploy.progress import Progress
@@ -20,6 +20,7 @@ def inspect(
     model: options.Model = None,
     input_shape: options.Input = None,
     scope: options.Scope = "all",
+    attention: options.Attention = "heads",
     trust_pickle: options.TrustPickle = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -31,6 +32,7 @@ def inspect(
         model=model,
         input_shape=values.input_shape("--input", input_shape),
         scope=known(scope, SCOPES, where="--scope"),
+        attention=known(attention, ATTENTION, where="--attention"),
         trust_pickle=trust_pickle,
     )
     with working(quiet=quiet, verbose=verbose) as progress:
@@ -52,6 +54,8 @@ def _show(outcome: InspectOutcome, progress: Progress) -> None:
     print_line(f"backend: {outcome.backend} ({BACKENDS[outcome.backend]})")
     print_table(groups_table(outcome.groups))
     if outcome.frozen:
+        held = sum(row.flops_fraction for row in outcome.frozen)
+        print_line(f"{share(held)} of the FLOPs are in layers that keep their width")
         print_table(frozen_table(outcome.frozen))
     if outcome.variants:
         print_table(variants_table(outcome.variants))

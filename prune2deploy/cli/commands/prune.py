@@ -10,6 +10,7 @@ from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import percent, variants_table
 from prune2deploy.pipeline.choices import (
+    ATTENTION,
     BACKENDS,
     ENGINES,
     PRECISIONS,
@@ -51,6 +52,7 @@ def prune(
     only: options.Only = None,
     exact_only: options.ExactOnly = False,
     backend: options.Backend = "auto",
+    attention: options.Attention = "heads",
     align: options.Align = "auto",
     engine: options.AlignForEngine = None,
     precision: options.AlignForPrecision = None,
@@ -106,6 +108,7 @@ def prune(
         only=values.patterns("--only", only),
         exact_only=exact_only,
         backend=known(backend, BACKENDS, where="--backend"),
+        attention=known(attention, ATTENTION, where="--attention"),
         alignment=values.alignment("--align", align),
         engine=values.optional_name("--engine", engine, ENGINES),
         precision=values.optional_name("--precision", precision, PRECISIONS),

@@ -1,6 +1,7 @@
-"""Scaled dot-product attention: heads are the channels; what is summed over within a head keeps its size."""
+"""Scaled dot-product attention: heads are its channels, or the positions within every head."""
 
 import math
+from collections.abc import Sequence
 
 from prune2deploy.graph.labels import Block, Labels, Value
 from prune2deploy.graph.rules.call import Call, Result, Rule
@@ -12,8 +13,8 @@ def scaled_dot_product_attention(call: Call) -> Result:
     """softmax(q k^T + mask) v for q (..., L, E), k (..., S, E), v (..., S, Ev).
 
     Batch dimensions (heads) unite, with those of the mask too; L and S freeze. E is read where the scale is given, and
-    freezes where it comes from E itself. Ev passes through. With ``enable_gqa`` a head of k and v leaves with all
-    heads of q that use it.
+    freezes where it comes from E itself. Ev passes through, unless it is that of one head which all heads of q share:
+    then these leave, and it stays. With ``enable_gqa`` a head of k and v leaves with all heads of q that use it.
     """
     state, node = call.state, call.node
     query, key, value = (_voted(call, call.tensor(name)) for name in ("query", "key", "value"))
@@ -30,6 +31,9 @@ def scaled_dot_product_attention(call: Call) -> Result:
         if labels is not None:
             blocks.append(Block.of(dim, labels))
     produced = value.labels_of(len(value.shape) - 1)
+    if produced is not None and _is_shared(value, heads):
+        state.freeze(produced, "is shared by all heads, which leave instead", node)
+        produced = None
     if produced is not None:
         blocks.append(Block.of(rank - 1, produced))
     mask = call.optional_tensor("attn_mask")
@@ -50,10 +54,17 @@ def _inner(call: Call, query: Value, key: Value) -> Labels | None:
         call.state.unite(labels, others)
         call.state.read(call.node, call.position("query"), dim, labels)
         return labels
+    alone = labels is None or others is None
+    reason = "is multiplied within heads, which leave whole" if alone else "the size of a head scales the attention"
     for found in (labels, others):
         if found is not None:
-            call.state.freeze(found, "the size of a head scales the attention", call.node)
+            call.state.freeze(found, reason, call.node)
     return None
+
+
+def _is_shared(value: Value, heads: Sequence[Labels | None]) -> bool:
+    """Whether heads that leave all read one head of ``value``."""
+    return any(found is not None and value.shape[dim] == 1 for dim, found in enumerate(heads))
 
 
 def _batch(call: Call, operands: tuple[Value, ...], dim: int, *, grouped: bool) -> Labels | None:
@@ -102,8 +113,7 @@ def _voted(call: Call, value: Value) -> Value:
     rank = len(value.shape)
     blocks = []
     for block in value.blocks:
-        batch = [dim for dim in block.dims if dim < rank - 2]
-        block = call.state.one_axis(block, vote=batch[-1] if batch else None)
+        block = call.state.attended(block, range(rank - 2))
         if len(block.dims) == 1:
             blocks.append(block)
     return Value(value.shape, tuple(blocks), value.tensor)

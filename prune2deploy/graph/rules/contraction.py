@@ -257,6 +257,10 @@ def _product(call: Call, first: Value, second: Value, added: Value | None) -> Re
         if labels is not None:
             blocks.append(Block.of(dim, labels))
     rows, columns = first.labels_of(inner_first - 1), second.labels_of(inner_second + 1)
+    shared = (dim for dim in first_batch if rank > 3 and _size(second, dim, rank) == 1)
+    if columns is not None and second.tensor is None and any(shared):
+        state.freeze(columns, "is shared by all heads, which leave instead", node)
+        columns = None
     for labels, dim in ((rows, rank - 2), (columns, rank - 1)):
         widths.append(labels)
         if labels is not None:
@@ -274,8 +278,7 @@ def _voted_batch(call: Call, value: Value) -> Value:
     """Vote for the batch dimensions of a product (attention heads) where a joint block covers one."""
     state, blocks = call.state, []
     for block in value.blocks:
-        batch = [dim for dim in block.dims if dim < len(value.shape) - 2]
-        block = state.one_axis(block, vote=batch[-1] if batch else None)
+        block = state.attended(block, range(len(value.shape) - 2))
         if len(block.dims) == 1:  # the first pass only votes
             blocks.append(block)
     return Value(value.shape, tuple(blocks), value.tensor)
