@@ -217,37 +217,47 @@ def _groups(
 ) -> tuple[Group, ...]:
     """Channels with the same set of producing axes and in the same pieces of them, in order of the first axis."""
     producing = [axis for axis in axes if axis.role is Role.PRODUCER]
-    members: dict[int, list[int]] = {channel: [] for channel in range(count)}
-    order: dict[int, None] = {}
-    for number, axis in enumerate(producing):
-        for channel in axis.channels.tolist():
-            if channel == FROZEN:
-                continue
-            order.setdefault(channel)
-            if not members[channel] or members[channel][-1] != number:
-                members[channel].append(number)
-    inside: dict[int, list[int]] = {}
-    for number, piece in enumerate(pieces):
-        for channel in piece[piece != FROZEN].tolist():
-            inside.setdefault(channel, []).append(number)
-    by_signature: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for channel in order:
-        by_signature.setdefault((tuple(members[channel]), tuple(inside.get(channel, ()))), []).append(channel)
-    groups = []
-    for index, ((signature, _), channels) in enumerate(by_signature.items()):
-        numbers = np.array(channels, dtype=np.int64)
-        widest = max(int(np.isin(producing[number].channels, numbers).sum()) for number in signature)
-        groups.append(
-            Group(
-                index=index,
-                name=module_of(producing[signature[0]].tensor),
-                channels=numbers,
-                positions=max(widest // len(channels), 1),
-                exact=not bool(inexact[numbers].any()),
-                stream=bool(stream[numbers].any()),
-            )
+    if not producing:
+        return ()
+    inside = [axis.channels[axis.channels != FROZEN] for axis in producing]
+    channels, first_seen = np.unique(np.concatenate(inside), return_index=True)
+    ordered = channels[np.argsort(first_seen)]
+    kinds = _kinds([*inside, *(piece[piece != FROZEN] for piece in pieces)], count)[ordered]
+    _, first_of_kind, kind = np.unique(kinds, return_index=True, return_inverse=True)
+    index_of_kind = np.argsort(np.argsort(first_of_kind))
+    group_of = np.full(count, FROZEN, dtype=np.int64)
+    group_of[ordered] = index_of_kind[kind]
+    first_axis = np.full(len(first_of_kind), -1, dtype=np.int64)
+    widest = np.zeros(len(first_of_kind), dtype=np.int64)
+    for number, positions in enumerate(inside):
+        present, widths = np.unique(group_of[positions], return_counts=True)
+        widest[present] = np.maximum(widest[present], widths)
+        first_axis[present] = np.where(first_axis[present] < 0, number, first_axis[present])
+    by_group = ordered[np.argsort(group_of[ordered], kind="stable")]
+    bounds = np.cumsum(np.bincount(group_of[ordered]))[:-1]
+    return tuple(
+        Group(
+            index=index,
+            name=module_of(producing[first_axis[index]].tensor),
+            channels=numbers,
+            positions=max(int(widest[index]) // len(numbers), 1),
+            exact=not bool(inexact[numbers].any()),
+            stream=bool(stream[numbers].any()),
         )
-    return tuple(groups)
+        for index, numbers in enumerate(np.split(by_group, bounds))
+    )
+
+
+def _kinds(sets: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """A number for each channel; two have the same if and only if they are in the same sets. Shape: (count,)."""
+    kinds = np.zeros(count, dtype=np.int64)
+    made = 1
+    for one in sets:
+        channels = np.unique(one)
+        before, place = np.unique(kinds[channels], return_inverse=True)
+        kinds[channels] = made + place
+        made += len(before)
+    return kinds
 
 
 def module_of(tensor: str) -> str:
