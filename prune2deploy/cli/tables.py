@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _NOTHING = "-"
+_INEXACT = "inexact: a norm, a mean or the like takes its statistics over these channels, which a cut changes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +49,22 @@ def groups_table(groups: Sequence[GroupRow]) -> TextTable:
     columns = ["group", "width", "channels"] + ["pruned"] * with_pruned + ["kind"]
     rows = []
     for group in groups:
-        kinds = ["residual stream"] * group.stream + ["normed over channels"] * (not group.exact)
+        kinds = ["residual stream"] * group.stream + ["inexact"] * (not group.exact)
         pruned = [_NOTHING if group.pruned_width is None else str(group.pruned_width)] * with_pruned
         rows.append((group.name, str(group.width), str(group.channels), *pruned, ", ".join(kinds) or "inside a block"))
     numeric = frozenset({1, 2, 3} if with_pruned else {1, 2})
-    return TextTable(columns=tuple(columns), rows=tuple(rows), numeric=numeric)
+    note = "" if all(group.exact for group in groups) else _INEXACT
+    return TextTable(columns=tuple(columns), rows=tuple(rows), numeric=numeric, note=note)
 
 
 def frozen_table(frozen: Sequence[FrozenRow]) -> TextTable:
-    """What cannot be cut, and why."""
-    return TextTable(
-        columns=("frozen because", "operator", "where", "dimensions"),
-        rows=tuple((row.reason, row.operator, row.place or _NOTHING, str(row.axes_total)) for row in frozen),
-        numeric=frozenset({3}),
-    )
+    """What cannot be cut and why, with the share of the dense FLOPs that stays because of it."""
+    rows = []
+    for row in frozen:
+        operator = f" [{row.operator.removesuffix('.default')}]" if row.operator.startswith("aten.") else ""
+        source = f" at {'/'.join(row.source.split('/')[-2:])}" if row.source else ""
+        rows.append((share(row.flops_fraction), row.named or _NOTHING, f"{row.reason}{operator}{source}"))
+    return TextTable(columns=("of FLOPs", "keeps its width", "because"), rows=tuple(rows), numeric=frozenset({0}))
 
 
 def exported_table(files: Sequence[ExportedFile]) -> TextTable:
@@ -146,6 +149,11 @@ def percent(fraction: float | None) -> str:
     return _NOTHING if fraction is None else f"{fraction:.1%}"
 
 
+def share(fraction: float) -> str:
+    """A share of the FLOPs: 12.3%, and <0.1% for what is little but not nothing."""
+    return "<0.1%" if 0 < fraction < 0.0005 else f"{fraction:.1%}"
+
+
 def plain_lines(table: Table) -> Iterator[str]:
     """A table as aligned text: whole cells, two spaces between columns, no rules."""
     if table.title:
@@ -177,7 +185,7 @@ def rich_table(table: Table) -> "RichTable":
     )
     for column, heading in enumerate(table.columns):
         numeric = column in table.numeric
-        drawn.add_column(Text(heading), justify="right" if numeric else "left", no_wrap=numeric)
+        drawn.add_column(Text(heading), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     return drawn

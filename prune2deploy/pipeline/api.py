@@ -1,7 +1,7 @@
 """The Python face of pruning: a module in, a smaller module out, proven."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,12 +14,8 @@ from prune2deploy.errors import InputError
 from prune2deploy.graph.labels import AttentionAxis
 from prune2deploy.importance.criterion import Batches
 from prune2deploy.pipeline.backends import AUTO, find_channels, refuse_edited
-from prune2deploy.pipeline.cutting import (
-    CutChoices,
-    cut_to_budget,
-    frozen_rows,
-    layer_widths,
-)
+from prune2deploy.pipeline.cutting import CutChoices, cut_to_budget, inexact_cuts, inexact_note, layer_widths
+from prune2deploy.pipeline.frozen import frozen_rows
 from prune2deploy.pipeline.prune import DATA_FREE_METHOD
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.progress import SILENT, Progress
@@ -90,6 +86,7 @@ def prune_module(
         seed=seed,
     )
     cut = cut_to_budget(model, channels, inputs, choices, batches=batches, progress=progress)
+    inexact = inexact_cuts(channels.graph, cut.allocation.kept)
     report = {
         "backend": channels.backend,
         "attention": channels.traced.attention.value,
@@ -100,7 +97,8 @@ def prune_module(
         "alignment": cut.allocation.granule,
         "proof_relative_error": cut.proof.relative_error,
         "layers": layer_widths(channels.graph, {"pruned": cut.allocation.kept}),
-        "frozen": frozen_rows(channels.graph),
-        "notes": [*channels.notes, *cut.allocation.notes],
+        "frozen": [asdict(row) for row in frozen_rows(channels.graph)],
+        "inexact": inexact,
+        "notes": [*channels.notes, *cut.allocation.notes, *inexact_note(inexact)],
     }
     return PruneResult(model=cut.model, plan=cut.plan, report=report)

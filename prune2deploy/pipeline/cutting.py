@@ -16,6 +16,7 @@ from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.importance.criterion import Batches
 from prune2deploy.pipeline.backends import Channels
+from prune2deploy.pipeline.frozen import named_layers
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.surgery.verify import Proof, prove
 
@@ -114,6 +115,7 @@ def layer_widths(graph: ChannelGraph, masks: dict[str, ChannelMask]) -> list[dic
     for group in graph.groups:
         row: dict[str, Any] = {
             "name": group.name,
+            "exact": group.exact,
             "dense": dense_widths[group.index],
             "flops_dense": dense_flops.get(group.name, 0),
         }
@@ -124,23 +126,22 @@ def layer_widths(graph: ChannelGraph, masks: dict[str, ChannelMask]) -> list[dic
     return rows
 
 
-def frozen_rows(graph: ChannelGraph) -> list[dict[str, Any]]:
-    """What cannot leave and why, with the share of the dense FLOPs that the frozen layers hold, for the report."""
-    flops = graph.cost.flops_by_layer(graph.everything())
-    rows = []
-    for freeze in graph.frozen:
-        layers = {tensor.rpartition(".")[0] for tensor, _ in freeze.axes}
-        held = sum(flops.get(layer, 0) for layer in layers)
-        rows.append(
-            {
-                "reason": freeze.reason,
-                "operator": freeze.operator,
-                "place": freeze.place,
-                "layers": sorted(layers),
-                "flops_fraction": held / max(graph.cost.dense_flops, 1),
-            }
-        )
-    return rows
+def inexact_cuts(graph: ChannelGraph, kept: ChannelMask) -> list[str]:
+    """The groups that ``kept`` cuts inexactly: statistics are taken over their channels."""
+    widths = zip(graph.groups, graph.kept_widths(kept), strict=True)
+    return [group.name for group, width in widths if not group.exact and width < group.width]
+
+
+def inexact_note(groups: Sequence[str]) -> list[str]:
+    """What the user is told of inexact cuts, if there are any."""
+    if not groups:
+        return []
+    cut = "1 group was" if len(groups) == 1 else f"{len(groups)} groups were"
+    return [
+        f"{cut} cut inexactly ({named_layers(list(dict.fromkeys(groups)))}): a norm, a mean or the like takes its "
+        "statistics over their channels, so the pruned model is not simply the dense one with those channels at zero; "
+        "--exact-only leaves them whole"
+    ]
 
 
 def _scores(
@@ -159,7 +160,8 @@ def _proven(
     *,
     what: str,
 ) -> Cut:
-    plan = plan_from_mask(channels.graph, allocation.kept, provenance)
+    inexact = inexact_cuts(channels.graph, allocation.kept)
+    plan = plan_from_mask(channels.graph, allocation.kept, {**provenance, "inexact": inexact})
     pruned = channels.cut(model, plan)
     proof = prove(channels.traced, model, pruned, allocation.kept, inputs, what=what)
     return Cut(model=pruned, plan=plan, allocation=allocation, proof=proof)

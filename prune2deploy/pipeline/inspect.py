@@ -8,7 +8,8 @@ from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.pipeline.backends import AUTO, MODULE, find_channels
 from prune2deploy.pipeline.cutting import example_inputs
-from prune2deploy.pipeline.outcomes import FrozenRow, GroupRow, InspectOutcome
+from prune2deploy.pipeline.frozen import frozen_rows
+from prune2deploy.pipeline.outcomes import GroupRow, InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.subject import Subject, fresh_subject, open_subject
@@ -51,10 +52,7 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
             )
             for group in graph.groups
         ),
-        frozen=tuple(
-            FrozenRow(reason=one.reason, operator=one.operator, place=one.place, axes_total=len(one.axes))
-            for one in graph.frozen
-        ),
+        frozen=frozen_rows(graph),
         variants=variant_rows(run.manifest) if run is not None else (),
         notes=(*subject.notes, *channels.notes),
         backend=channels.backend,

@@ -71,12 +71,22 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenRow:
-    """Why ``axes_total`` tensor dimensions cannot be cut: the reason, the ATen operator and the user's line."""
+    """Why ``axes_total`` tensor dimensions cannot be cut: the reason, the ATen operator and the user's line.
+
+    ``place`` is the module path and line where it happens first, ``source`` the line alone, shortened. ``layers`` are
+    those that keep their width, ``named`` the same in few words. ``flops`` (batch 1) and ``flops_fraction``, of dense,
+    stay because of it alone.
+    """
 
     reason: str
     operator: str
     place: str
     axes_total: int
+    source: str = ""
+    layers: tuple[str, ...] = ()
+    named: str = ""
+    flops: int = 0
+    flops_fraction: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,11 @@ from prune2deploy.pipeline.cutting import (
     CutChoices,
     cut_to_budget,
     example_inputs,
-    frozen_rows,
+    inexact_cuts,
+    inexact_note,
     layer_widths,
 )
+from prune2deploy.pipeline.frozen import frozen_rows
 from prune2deploy.pipeline.making import PRUNED, REDUCED, Work, make_dense, make_pruned, make_reduced
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.places import settled_checkpoint
@@ -93,15 +95,16 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         )
         needs_data = criterion_named(method).needs_data
         batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
+        restricted = whole.without_groups(reasons_to_stay(whole.graph, restrictions))
         cut = cut_to_budget(
             subject.model,
-            whole.without_groups(reasons_to_stay(whole.graph, restrictions)),
+            restricted,
             inputs,
             choices,
             batches=batches,
             progress=progress,
         )
-        pruning = _record_of(whole, cut, choices)
+        pruning = _record_of(whole, cut, choices) | {"frozen": [asdict(row) for row in frozen_rows(restricted.graph)]}
         notes = tuple(
             dict.fromkeys((*subject.notes, *whole.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits)))
         )
@@ -172,8 +175,6 @@ def _record_of(channels: Channels, cut: Cut, choices: CutChoices) -> dict[str, A
         "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
         "parameters": graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1),
     }
-    widths = zip(graph.groups, graph.kept_widths(kept), strict=True)
-    inexact = [group.name for group, width in widths if not group.exact and width < group.width]
     return {
         "method": choices.method,
         "criterion": choices.method,
@@ -185,22 +186,14 @@ def _record_of(channels: Channels, cut: Cut, choices: CutChoices) -> dict[str, A
         "alignment": plan.provenance["alignment"],
         "proof_relative_error": cut.proof.relative_error,
         "layers": layer_widths(graph, {PRUNED: kept}),
-        "frozen": frozen_rows(graph),
-        "inexact": inexact,
+        "inexact": inexact_cuts(graph, kept),
         "plan": plan.to_document(),
     }
 
 
 def _notes_of(channels: Channels, plan: PrunePlan, splits: DataSplits | None) -> list[str]:
     kept = mask_from_plan(channels.graph, plan)
-    widths = zip(channels.graph.groups, channels.graph.kept_widths(kept), strict=True)
-    inexact = sum(not group.exact and width < group.width for group, width in widths)
-    notes = []
-    if inexact:
-        notes.append(
-            f"{inexact} groups were cut inexactly: a norm takes its statistics over their channels, so the pruned "
-            "model is not simply the dense one with those channels at zero"
-        )
+    notes = inexact_note(inexact_cuts(channels.graph, kept))
     if splits is None:
         notes.append(
             "there is no data, so a data-free criterion was used, nothing was fine-tuned, reduced is untrained and no "

@@ -1,6 +1,7 @@
 """What the user takes out of reach: residual streams, layers by name, cuts that are not exact."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -29,20 +30,23 @@ class Restrictions:
 def reasons_to_stay(graph: ChannelGraph, restrictions: Restrictions) -> dict[int, str]:
     """Which groups the restrictions take out of reach: group index to the reason.
 
-    A group stays whole if one of the layers that make its channels is protected, or if one is not among ``only``.
+    A group stays whole if one of the layers that make its channels is protected, or if one is not among ``only``. A
+    pattern names a layer, or everything below one (``blocks.0`` is ``blocks.0.*`` too).
 
     Raises:
-        InputError: a pattern names no layer that can be cut.
+        InputError: a pattern names no layer, or, of ``only``, none that can be cut.
     """
     makers = _makers(graph)
-    for option, patterns in (("--protect", restrictions.protect), ("--only", restrictions.only)):
-        for pattern in patterns:
-            if not any(_named(tensor, [pattern]) for tensors in makers.values() for tensor in tensors):
-                raise InputError(
-                    "names no layer that can be cut",
-                    where=f"{option} {pattern}",
-                    hint="see the names with `p2d inspect`; * stands for any part of one",
-                )
+    cuttable = {tensor for tensors in makers.values() for tensor in tensors}
+    for pattern in (*restrictions.protect, *restrictions.only):
+        option = "--protect" if pattern in restrictions.protect else "--only"
+        _check_known(pattern, graph.shapes, where=f"{option} {pattern}")
+        if option == "--only" and not any(_named(tensor, [pattern]) for tensor in cuttable):
+            raise InputError(
+                "names layers, but none that can be cut",
+                where=f"{option} {pattern}",
+                hint="see with `p2d inspect` why they keep their widths",
+            )
     reasons = {}
     for group in graph.groups:
         tensors = makers[group.index]
@@ -66,6 +70,25 @@ def _makers(graph: ChannelGraph) -> dict[int, list[str]]:
     }
 
 
+def _check_known(pattern: str, tensors: Iterable[str], *, where: str) -> None:
+    names = list(tensors)
+    if any(_named(tensor, [pattern]) for tensor in names):
+        return
+    layers = list(dict.fromkeys(_layer_of(tensor) for tensor in names))
+    near = difflib.get_close_matches(pattern.rstrip(".*"), layers, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"layers are {', '.join(layers[:3])}"
+    raise InputError(
+        "names no layer of this model", where=where, hint=f"{hint}; `p2d inspect` lists those that can be cut"
+    )
+
+
+def _layer_of(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
 def _named(tensor: str, patterns: Sequence[str]) -> bool:
-    layer = tensor.rpartition(".")[0] or tensor
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in (layer, tensor))
+    return any(
+        fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+        for pattern in patterns
+        for name in (_layer_of(tensor), tensor)
+    )

@@ -209,26 +209,35 @@ def widths_table(pruning: Mapping[str, Any]) -> Table:
             spell_percent(_fraction(layer.get("pruned"), layer.get("dense"))),
             spell_count(layer.get("flops_dense")),
             spell_count(layer.get("flops_pruned")),
+            _spell_exactness(layer),
         )
         for layer in layers
     )
-    columns = ("layer", "dense", "pruned", "reduced", "kept", "FLOPs dense", "FLOPs pruned")
+    columns = ("layer", "dense", "pruned", "reduced", "kept", "FLOPs dense", "FLOPs pruned", "cut")
     return Table(key="widths", title="Widths", columns=columns, rows=rows, numeric=frozenset(range(1, 7)))
+
+
+def _spell_exactness(layer: Mapping[str, Any]) -> str:
+    """Whether a layer's channels were cut exactly; inexact where a norm takes its statistics over them."""
+    if layer.get("pruned") == layer.get("dense"):
+        return "none"
+    return "exact" if layer.get("exact", True) else "inexact"
 
 
 def frozen_table(pruning: Mapping[str, Any]) -> Table:
     """What could not be pruned, and why."""
     rows = tuple(
         (
+            str(entry.get("named") or ", ".join(entry.get("layers", ()))),
             str(entry.get("reason", "")),
             str(entry.get("operator", "")),
-            str(entry.get("place", "")),
+            str(entry.get("source") or entry.get("place", "")),
             spell_percent(entry.get("flops_fraction")),
         )
         for entry in pruning.get("frozen", ())
     )
-    columns = ("reason", "operator", "place", "share of FLOPs")
-    return Table(key="frozen", title="Kept whole", columns=columns, rows=rows, numeric=frozenset({3}))
+    columns = ("layers", "reason", "operator", "place", "share of FLOPs")
+    return Table(key="frozen", title="Kept whole", columns=columns, rows=rows, numeric=frozenset({4}))
 
 
 def history_tables(content: ReportContent) -> tuple[Table, ...]:
