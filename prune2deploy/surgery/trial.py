@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from prune2deploy.surgery.dry_run import DryRun
 from prune2deploy.surgery.suspects import Suspects
 
 _DISTINCT_WIDTHS = 7
+_WIDE = 32
 _REASON = "a size written in the code: the module fails, or computes something else, when these channels leave"
 
 
@@ -61,22 +63,31 @@ def without_culprits(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> 
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:
-    """A mask that cuts each of ``groups`` by a different number of channels, spread over the group."""
+    """A mask that cuts each of ``groups`` by a different number of channels, spread over the group.
+
+    Wide groups lose half besides: what is left is small to hold and quick to run.
+    """
     kept = graph.everything()
     for index in groups:
         channels = graph.groups[index].channels
-        removed = min(1 + index % _DISTINCT_WIDTHS, len(channels) - 1)
-        step = max(len(channels) // max(removed, 1), 1)
-        kept[channels[: removed * step : step]] = False
+        half = len(channels) // 2 if len(channels) >= _WIDE else 0
+        removed = min(half + 1 + index % _DISTINCT_WIDTHS, len(channels) - 1)
+        kept[channels[np.arange(removed) * len(channels) // max(removed, 1)]] = False
     return kept
 
 
 def randomised_copy(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """A copy whose weights and statistics are all random and of sane size, so that no zero hides an error."""
+    """A copy whose weights and statistics are all random and of sane size, so that no zero hides an error.
+
+    Buffers of unequal entries are kept: they are tables or statistics already, and code may rely on their values.
+    """
     generator = torch.Generator().manual_seed(seed)
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point() and id(tensor) not in memo:
+        varied = (
+            not isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
+        )
+        if tensor.is_floating_point() and id(tensor) not in memo and not varied:
             values = _random_like(tensor, generator)
             memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
     return copy.deepcopy(model, memo).eval()

@@ -97,6 +97,18 @@ def test_the_trial_cuts_neighbouring_groups_at_distinct_widths_and_empties_none(
     assert graph.kept_widths(trial_mask(graph, [1])) == (12, 14, 10)
 
 
+def test_the_trial_takes_half_and_more_of_wide_groups_from_all_over_them() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 40, 1), nn.ReLU(), nn.Conv2d(40, 2, 1))
+    graph = trace(wide, torch.randn(1, 3, 6, 6)).graph
+    kept = trial_mask(graph, [0, 1])
+    assert graph.kept_widths(kept) == (31, 18)
+    for group in graph.groups:
+        gone = [place for place, stays in enumerate(kept[group.channels]) if not stays]
+        assert all(after - before in (1, 2) for before, after in zip(gone, gone[1:], strict=False))
+        assert gone[0] == 0
+        assert gone[-1] >= len(group.channels) - 2
+
+
 def failing_sets(*sets: Collection[int]):
     """A test that fails on every superset of one of ``sets``, and counts how often it is asked."""
     asked: list[tuple[int, ...]] = []
