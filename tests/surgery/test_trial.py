@@ -167,3 +167,11 @@ def test_a_randomised_copy_hides_no_error_behind_zeros_and_keeps_ties() -> None:
     again, other = randomised_copy(model), randomised_copy(model, seed=1)
     assert torch.equal(copied[0].weight, again[0].weight)
     assert not torch.equal(copied[0].weight, other[0].weight)
+
+
+def test_random_copies_keep_the_tables_that_code_relies_on() -> None:
+    model = nn.BatchNorm2d(4)
+    model.register_buffer("table", torch.tensor([1.0, 1e-3, 1e-6]))
+    sample = randomised_copy(model)
+    assert sample.table.equal(model.table)
+    assert len(sample.running_mean.unique()) == len(sample.running_var.unique()) == 4
