@@ -109,13 +109,14 @@ def _reference(name: str, model: nn.Module, inputs: NDArray[np.float32], passes:
     with torch.inference_mode():
         for first in range(0, len(images), _REFERENCE_BATCH):
             try:
-                output = network(images[first : first + _REFERENCE_BATCH])
+                returned = network(images[first : first + _REFERENCE_BATCH])
             # The model's own code runs here, and may raise anything.
             except Exception as error:
                 raise ModelError(f"cannot run on its inputs: {reason_of(error)}", where=name) from error
-            if not isinstance(output, torch.Tensor):
+            output = _one_tensor(returned)
+            if output is None:
                 raise ModelError(
-                    f"returns a {type(output).__name__}, and parity can be proven for one output tensor",
+                    f"returns a {type(returned).__name__}, and parity can be proven for one output tensor",
                     where=name,
                     hint="wrap the model so that forward returns the tensor that is served",
                 )
@@ -124,6 +125,12 @@ def _reference(name: str, model: nn.Module, inputs: NDArray[np.float32], passes:
     if not np.isfinite(result).all():
         raise ModelError("gives NaN or infinity on its inputs", where=name, hint="check the weights of the checkpoint")
     return result
+
+
+def _one_tensor(returned: Any) -> torch.Tensor | None:
+    """The tensor itself, or the only one of a dict or tuple, as segmentation networks return it; else None."""
+    leaves = torch.utils._pytree.tree_leaves(returned)
+    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], torch.Tensor) else None
 
 
 def _columns(

@@ -19,7 +19,11 @@ from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.graph.inline import inline_wrappers, write_scales
 from prune2deploy.graph.interpret import Interpretation, interpret, tensors_of
 from prune2deploy.graph.labels import AttentionAxis
+from prune2deploy.graph.parts import advice, exportable_parts
 from prune2deploy.graph.resolve import ReadDimension, channels_of_labels, resolve
+
+_DEPENDS_ON_DATA = "data-dependent expression"
+_LONGEST_SUMMARY = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,14 +149,17 @@ def export_program(
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, dynamic_shapes=sizes if dynamic_batch else None, strict=False)
     except Exception as error:
-        raise _untraceable(model, inputs, error) from error
+        raise _untraceable(model, inputs, error, seek_parts=not training and not dynamic_batch) from error
     finally:
         for module, mode in was_training.items():
             module.training = mode
 
 
-def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) -> ModelError:
-    """Why a model was not exported: its code fails by itself on these inputs, or ``torch.export`` cannot follow it."""
+def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception, *, seek_parts: bool) -> ModelError:
+    """Why a model was not exported: its code fails by itself on these inputs, or ``torch.export`` cannot follow it.
+
+    With ``seek_parts`` the largest parts are named that can be exported by themselves.
+    """
     try:
         with torch.no_grad():
             model(*torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, inputs))
@@ -166,12 +173,25 @@ def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception) ->
     return ModelError(
         f"the model cannot be exported: {_summary(error)}",
         where=_line_in_user_code(error),
-        hint="rewrite that line without control flow on data: what torch.export cannot trace cannot be deployed",
+        hint=(advice(exportable_parts(model, inputs, _removable_flops)) if seek_parts else None)
+        or "rewrite that line without control flow on data: what torch.export cannot trace cannot be deployed",
     )
 
 
+def _removable_flops(part: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """The FLOPs of a part that can be exported, 0 where nothing can leave it."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(part.eval(), inputs, strict=False)
+    graph = trace_program(part, program).graph
+    return graph.cost.dense_flops if graph.groups else 0
+
+
 def _summary(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if _DEPENDS_ON_DATA in said:
+        return "a size in it depends on data"
+    return said if len(said) <= _LONGEST_SUMMARY else f"{said[:_LONGEST_SUMMARY]} ..."
 
 
 def _line_in_user_code(error: BaseException) -> str | None:

@@ -26,6 +26,13 @@ class TorchvisionSource:
     def check(self, name: str) -> None:
         """Refuse names outside ``names``."""
         names = self.names()
+        if name in torchvision.models.list_models(module=torchvision.models.detection):
+            raise ModelError(
+                "cannot be exported as a whole: how many objects it finds depends on data",
+                where=f"torchvision:{name}",
+                hint="in Python, prune its backbone and put it back: "
+                "model.backbone = p2d.prune(model.backbone, torch.rand(1, 3, 320, 320), flops=0.5).model",
+            )
         if name not in names:
             near = nearest(name, names)
             raise ModelError(
