@@ -24,7 +24,7 @@ AUTO = "auto"
 MODULE = "module"
 GRAPH = "graph"
 _WORTH_EDITING = 0.005
-"""Share of the dense FLOPs that must become removable before ``auto`` gives up the user's own class."""
+"""Share of the dense FLOPs that halving must remove beyond slicing before ``auto`` gives up the user's own class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def find_channels(
         note = None
         if backend == AUTO:
             free = trace_program(model, program, sizes_are_free=True, attention=axis)
-            gain = _least_flops(sliced.graph) - _least_flops(free.graph)
+            gain = _halved_flops(sliced.graph) - _halved_flops(free.graph)
             if not slices or gain >= _WORTH_EDITING:
                 task.describe("editing the graph on trial")
                 try:
@@ -140,11 +140,11 @@ def refuse_edited(model: nn.Module, *, where: str | None = None) -> None:
         )
 
 
-def _least_flops(graph: ChannelGraph) -> float:
-    """The share of the dense FLOPs that one channel in each group would leave."""
+def _halved_flops(graph: ChannelGraph) -> float:
+    """The share of the dense FLOPs that half of each group would leave."""
     kept = graph.everything()
     for group in graph.groups:
-        kept[group.channels[1:]] = False
+        kept[group.channels[(len(group.channels) + 1) // 2 :]] = False
     return graph.cost.flops(kept) / max(graph.cost.dense_flops, 1)
 
 
