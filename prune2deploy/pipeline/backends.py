@@ -119,10 +119,13 @@ def find_channels(
 
 def _why_edited(gain: float | None) -> str:
     """The note for the user; ``gain`` None where finding out what slicing would leave was spared."""
-    share = "channels" if gain is None else f"{gain:.0%} of the FLOPs"
+    if gain is None:
+        return (
+            "the exported graph is edited instead of slicing modules: sizes written in the code keep channels in place"
+        )
     return (
-        f"the exported graph is edited instead of slicing modules: {share} are kept in place by sizes written in the "
-        "code"
+        f"the exported graph is edited instead of slicing modules: halving takes {gain:.1%} more of the FLOPs there, which "
+        "sizes or data in the code keep in place otherwise"
     )
 
 
