@@ -18,7 +18,7 @@ from prune2deploy.graph.trace import Trace, export_program, trace
 from prune2deploy.surgery.apply import as_parameter_like, sliced_tensors
 from prune2deploy.surgery.edited import EditedModule
 from prune2deploy.surgery.rewrite import KeptLabels, Values, rewrite_sizes
-from prune2deploy.surgery.shapes import check_predicted_shapes
+from prune2deploy.surgery.shapes import Known, check_predicted_shapes
 
 _BATCH = 2
 _GUARDS = "_guards_fn"
@@ -72,10 +72,13 @@ class Editor:
         stored = set(model.state_dict())
         tensors = _pruned_tensors(model, plan)
         graphs = {}
+        known: Known = {}
         for training, exported in self.modes.items():
             labels = KeptLabels(np.append(kept, True)[exported.channel_of_label])
             own = _data_beside_state(exported, labels, tensors, stored, training=training)
-            graphs[training] = _edited_graph(exported, labels, {**tensors, **own}, self.inputs, training=training)
+            graphs[training] = _edited_graph(
+                exported, labels, {**tensors, **own}, self.inputs, known, training=training
+            )
             tensors |= own
         edited = EditedModule(
             evaluation=graphs[False],
@@ -163,6 +166,7 @@ def _edited_graph(
     kept: KeptLabels,
     tensors: Mapping[str, Tensor],
     inputs: Sequence[Any],
+    known: Known,
     *,
     training: bool,
 ) -> torch.fx.GraphModule:
@@ -186,7 +190,7 @@ def _edited_graph(
             )
     values = {**exported.values, **attributes}
     rewrite_sizes(module.graph, values, kept)
-    check_predicted_shapes(module.graph, tensors, inputs, values, kept)
+    check_predicted_shapes(module.graph, tensors, inputs, values, kept, known=known)
     module.recompile()
     return module
 
