@@ -75,6 +75,8 @@ def replace_tensors(model: nn.Module, replacements: Mapping[int, Tensor]) -> Non
             for attribute, tensor in registered.items():
                 if tensor is not None and id(tensor) in replacements:
                     registered[attribute] = replacements[id(tensor)]
+        if isinstance(module, nn.RNNBase):  # it computes with a list of its own
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def as_parameter_like(dense: Tensor, values: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ def _embedding(cut: ModuleCut) -> Attributes:
     return {"num_embeddings": count, "embedding_dim": width}
 
 
+def _recurrent(cut: ModuleCut) -> Attributes:
+    suffix = "" if "weight_ih" in cut.shapes else "_l0"
+    return {"input_size": cut.shapes[f"weight_ih{suffix}"][1], "hidden_size": cut.shapes[f"weight_hh{suffix}"][1]}
+
+
 _RULES: tuple[tuple[type[nn.Module], Callable[[ModuleCut], Attributes]], ...] = (
     (_ConvNd, _convolution),
     (nn.Linear, _linear),
@@ -109,6 +114,8 @@ _RULES: tuple[tuple[type[nn.Module], Callable[[ModuleCut], Attributes]], ...] = 
     (nn.PReLU, _prelu),
     (nn.Embedding, _embedding),
     (nn.EmbeddingBag, _embedding),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
 )
 
 

@@ -12,6 +12,7 @@ from prune2deploy.graph.rules.elementwise import elementwise, is_elementwise
 from prune2deploy.graph.rules.fourier import RULES as FOURIER
 from prune2deploy.graph.rules.norm import RULES as NORM
 from prune2deploy.graph.rules.pooling import RULES as POOLING
+from prune2deploy.graph.rules.recurrent import RULES as RECURRENT
 from prune2deploy.graph.rules.reduction import RULES as REDUCTION
 from prune2deploy.graph.rules.selection import RULES as SELECTION
 from prune2deploy.graph.rules.shape import RULES as SHAPE
@@ -31,6 +32,7 @@ RULES: dict[str, Rule] = {
     **SELECTION,
     **REDUCTION,
     **FOURIER,
+    **RECURRENT,
 }
 
 

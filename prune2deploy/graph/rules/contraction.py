@@ -36,9 +36,9 @@ def convolution(call: Call) -> Result:
 
     produced, consumed = weight.labels_of(output_dim), weight.labels_of(input_dim)
     if groups == 1 or not _rides(weight, groups, transposed=transposed):
-        _mark(call.state, produced, consumed)
+        mark(call.state, produced, consumed)
     if groups == 1:
-        data = _contract(call, data, channel_dim, consumed, argument="input")
+        data = contract(call, data, channel_dim, consumed, argument="input")
         out = produced
     elif transposed:
         out = _grouped_transposed(call, data.labels_of(channel_dim), weight, groups)
@@ -154,8 +154,8 @@ def linear(call: Call) -> Result:
         return call.freeze_all("is multiplied as a vector")
     last = len(data.shape) - 1
     produced, consumed = weight.labels_of(0), weight.labels_of(1)
-    _mark(call.state, produced, consumed)
-    data = _contract(call, data, last, consumed, argument="input")
+    mark(call.state, produced, consumed)
+    data = contract(call, data, last, consumed, argument="input")
     call.ride(call.optional_tensor("bias"), produced)
     rows = [data.labels_of(dim) for dim in range(last)]
     unlabelled = math.prod(size for size, labels in zip(data.shape[:last], rows, strict=True) if labels is None)
@@ -324,11 +324,12 @@ def _without_spatial_blocks(call: Call, data: Value, weight: Value, channel_dim:
     for dim in range(channel_dim + 1, len(data.shape)):
         if steps or weight.shape[dim - channel_dim + 1] > 1 or call.shape[dim] != data.shape[dim]:
             data = call.state.freeze_dim(data, dim, "slides over this dimension", call.node)
-    blocks = tuple(call.state.one_axis(block) for block in data.blocks)
+    # Heads within the batch leave rather than the channels of each, over which kernels are shared.
+    blocks = tuple(call.state.attended(block, range(channel_dim)) for block in data.blocks)
     return Value(data.shape, tuple(block for block in blocks if len(block.dims) == 1), data.tensor)
 
 
-def _contract(call: Call, data: Value, dim: int, consumed: Labels | None, *, argument: str) -> Value:
+def contract(call: Call, data: Value, dim: int, consumed: Labels | None, *, argument: str) -> Value:
     """Unite the data's labels along ``dim`` with the weight's input labels, and note who reads them."""
     state = call.state
     block = data.block_of(dim)
@@ -347,7 +348,8 @@ def _contract(call: Call, data: Value, dim: int, consumed: Labels | None, *, arg
     return data
 
 
-def _mark(state: Labelling, produced: Labels | None, consumed: Labels | None) -> None:
+def mark(state: Labelling, produced: Labels | None, consumed: Labels | None) -> None:
+    """Note the labels of a weight's output dimension and of its input dimension."""
     if produced is not None:
         state.producers.append(produced)
     if consumed is not None:
@@ -357,7 +359,7 @@ def _mark(state: Labelling, produced: Labels | None, consumed: Labels | None) ->
 def _mark_matrix(state: Labelling, weight: Value, *, is_second: bool) -> None:
     rank = len(weight.shape)
     inner, outer = (rank - 2, rank - 1) if is_second else (rank - 1, rank - 2)
-    _mark(state, weight.labels_of(outer), weight.labels_of(inner))
+    mark(state, weight.labels_of(outer), weight.labels_of(inner))
 
 
 def _widths(weight: Value, *dims: int) -> tuple[int, list[Labels | None]]:
@@ -386,8 +388,6 @@ _CONVOLUTIONS = (
     "convolution",
 )
 
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_CONVOLUTIONS, convolution),
     "linear": linear,
@@ -401,5 +401,4 @@ RULES: dict[str, Rule] = {
     "addmm": addmm,
     "baddbmm": addmm,
     "bilinear": not_followed("a bilinear layer"),
-    **dict.fromkeys(_RECURRENT, not_followed("a recurrent layer")),
 }
