@@ -151,3 +151,12 @@ def test_the_same_positions_can_leave_every_head(see, prove_labels, prove_edited
     seen = see(make().eval(), shape, sizes_are_free=True, attention=AttentionAxis.HEAD_DIM)
     assert {name: seen.widths.get(name) for name in positions} == positions
     (prove_edited_cut if make in WRITING_IN_PLACE else prove_labels)(seen)
+
+
+def test_heads_leave_where_positions_cannot(see, prove_labels) -> None:
+    """Rotary positions of neighbours are taken by strides, which need the size of a head."""
+    torch.manual_seed(0)
+    model = of_timm("vit_small_patch16_dinov3", embed_dim=64).eval()
+    seen = see(model, IMAGE, sizes_are_free=True, attention=AttentionAxis.HEAD_DIM)
+    assert seen.widths["blocks.0.attn.qkv"] == HEADS
+    prove_labels(seen)
