@@ -124,8 +124,8 @@ def _why_edited(gain: float | None) -> str:
             "the exported graph is edited instead of slicing modules: sizes written in the code keep channels in place"
         )
     return (
-        f"the exported graph is edited instead of slicing modules: halving takes {gain:.1%} more of the FLOPs there, which "
-        "sizes or data in the code keep in place otherwise"
+        f"the exported graph is edited instead of slicing modules: halving takes {gain:.1%} more of the FLOPs, "
+        "which sizes or data in the code would keep in place"
     )
 
 
