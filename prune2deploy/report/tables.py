@@ -219,9 +219,9 @@ def widths_table(pruning: Mapping[str, Any]) -> Table:
 
 def _spell_exactness(layer: Mapping[str, Any]) -> str:
     """Whether a layer's channels were cut exactly; inexact where a norm takes its statistics over them."""
-    if layer.get("pruned") == layer.get("dense"):
-        return "none"
-    return "exact" if layer.get("exact", True) else "inexact"
+    if "exact" not in layer or layer.get("pruned") == layer.get("dense"):
+        return spell_number(None)
+    return "exact" if layer["exact"] else "inexact"
 
 
 def frozen_table(pruning: Mapping[str, Any]) -> Table:

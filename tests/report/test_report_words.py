@@ -141,4 +141,11 @@ def test_a_result_alone_has_tables_for_the_terminal(make_result: Any) -> None:
 
 def test_widths_table_bears_absent_figures() -> None:
     table = widths_table({"layers": [{"name": "conv", "dense": 64, "pruned": 32}, {"name": "other"}]})
-    assert table.rows == (("conv", "64", "32", "–", "50.0%", "–", "–"), ("other", *("–",) * 6))
+    assert table.rows == (("conv", "64", "32", "–", "50.0%", "–", "–", "–"), ("other", *("–",) * 7))
+
+
+def test_widths_table_says_which_cuts_are_inexact() -> None:
+    widths = {"dense": 64, "pruned": 32}
+    layers = [{"name": "a", "exact": True, **widths}, {"name": "b", "exact": False, **widths}]
+    table = widths_table({"layers": [*layers, {"name": "whole", "exact": False, "dense": 8, "pruned": 8}]})
+    assert [row[-1] for row in table.rows] == ["exact", "inexact", "–"]
