@@ -70,12 +70,12 @@ class Labelling:
     """Everything that interpreting a graph establishes.
 
     ``votes`` counts, for each axis that a reshape made, how often an operator would like that axis to be the one
-    that is cut. A vote counts for the axis of an earlier reshape
-    (``parents``) too, of which this one is a part. With ``collapse`` the votes are used: a joint block keeps its most
-    wanted axis only.
+    that is cut. A vote counts for the axis of an earlier reshape (``parents``) too, of which this one is a part. With
+    ``collapse`` the votes are used: a joint block keeps its most wanted axis only.
 
-    ``reductions`` tell of each label of a joint block that was reduced which axis it counts, and which is the longest of
-    those that stay whole; ``of_heads`` are those of what batched products (attentions) have along their batch dimensions.
+    ``reductions`` tell of each label of a joint block that was reduced which axis it counts, and which is the longest
+    of those that stay whole; ``of_heads`` are those of what batched products (attentions) have along their batch
+    dimensions.
 
     ``sizes_are_free`` says that sizes written in the code will be rewritten, and constrain nothing. Then a part of a
     dimension (a chunk, a slice) may have a width of its own: ``pieces`` notes these, so that none becomes empty.
