@@ -142,7 +142,9 @@ def export_program(
     was_training = {module: module.training for module in model.modules()}
     model.train(training)
     batch = {0: torch.export.Dim("batch")}
-    sizes = tuple(batch if isinstance(one, torch.Tensor) and one.dim() > 0 else None for one in inputs)
+    sizes = torch.utils._pytree.tree_map(
+        lambda one: batch if isinstance(one, torch.Tensor) and one.dim() > 0 else None, inputs
+    )
     try:
         # What it cannot follow, torch.export prints whole to standard error.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.set_grad_enabled(training):

@@ -217,7 +217,8 @@ def _attributes(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
 
 def _doubled(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """A batch of 2, since a batch of 1 would be taken for a fixed size."""
-    return tuple(
-        torch.cat([one] * _BATCH) if isinstance(one, Tensor) and one.dim() > 0 and one.shape[0] == 1 else one
-        for one in inputs
+    doubled: tuple[Any, ...] = torch.utils._pytree.tree_map(
+        lambda one: torch.cat([one] * _BATCH) if isinstance(one, Tensor) and one.dim() and one.shape[0] == 1 else one,
+        tuple(inputs),
     )
+    return doubled
