@@ -1,5 +1,6 @@
 """Pruning by editing the exported graph: from a dense module and a plan to an ``EditedModule``."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +28,13 @@ _CONSTANTS = "p2d_constants"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Exported:
-    """The model in one mode: its program, the labels of its values, and the channel of each label."""
+    """The model in one mode: its program, that as a graph, the labels of its values, and the channel of each label.
+
+    The graph reads parameters, buffers and constants as attributes; cuts are made in copies of it.
+    """
 
     program: ExportedProgram
+    graph: torch.fx.Graph
     values: Values
     channel_of_label: NDArray[np.int64]
 
@@ -57,7 +62,9 @@ class Editor:
         for training in (False, True):
             program = export_program(model, doubled, training=training, dynamic_batch=True)
             interpretation, channels = traced.interpreted_again(model, program)
-            modes[training] = _Exported(program=program, values=interpretation.values, channel_of_label=channels)
+            modes[training] = _Exported(
+                program=program, graph=_as_graph(program), values=interpretation.values, channel_of_label=channels
+            )
         return cls(trace=traced, inputs=doubled, modes=modes)
 
     def edited_copy(self, model: nn.Module, plan: PrunePlan) -> EditedModule:
@@ -170,14 +177,10 @@ def _edited_graph(
     *,
     training: bool,
 ) -> torch.fx.GraphModule:
-    module = exported.program.module(check_guards=False)
-    assert isinstance(module, torch.fx.GraphModule)
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and node.target == _GUARDS:
-            module.graph.erase_node(node)
+    graph = copy.deepcopy(exported.graph)
     of_tensor = _values_of_tensors(exported)
     attributes = {}
-    for node in _attributes(module.graph):
+    for node in _attributes(graph):
         if (value := of_tensor.get(str(node.target))) is not None:
             attributes[node.name] = value
         name = _constant_name(str(node.target), training=training)
@@ -189,10 +192,18 @@ def _edited_graph(
                 hint="leave --backend out, or pass --backend module",
             )
     values = {**exported.values, **attributes}
-    rewrite_sizes(module.graph, values, kept)
-    check_predicted_shapes(module.graph, tensors, inputs, values, kept, known=known)
-    module.recompile()
-    return module
+    rewrite_sizes(graph, values, kept)
+    check_predicted_shapes(graph, tensors, inputs, values, kept, known=known)
+    return torch.fx.GraphModule(dict(tensors), graph)
+
+
+def _as_graph(program: ExportedProgram) -> torch.fx.Graph:
+    module = program.module(check_guards=False)
+    assert isinstance(module, torch.fx.GraphModule)
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == _GUARDS:
+            module.graph.erase_node(node)
+    return module.graph
 
 
 def _values_of_tensors(exported: _Exported) -> dict[str, Value | tuple[Value, ...]]:
