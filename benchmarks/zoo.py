@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ def main() -> None:
     if arguments.table:
         print("\n".join(table_of(list(records.values()))))
         return
-    warm_up()
+    for package in ("timm", "torchvision", "torch_pruning", "torch._dynamo"):  # processes need not load them again
+        if package.startswith("torch.") or find_spec(package):
+            import_module(package)
     for name in architectures():
         if not fnmatch.fnmatch(name, arguments.only) or (name in records and not arguments.again):
             continue
@@ -117,6 +119,7 @@ def limited(examine: Callable[[str], Record], name: str, arguments: argparse.Nam
         size = int(arguments.gigabytes * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
         try:
+            warm_up()  # not before the fork, which torch's pools of threads would not survive
             sender.send(examine(name))
         except MemoryError:
             sender.send({"failure": f"took over {arguments.gigabytes:.0f} GB"})
