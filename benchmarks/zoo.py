@@ -172,7 +172,7 @@ def ours(name: str) -> Record:
             for (reason, operator), flops in list(frozen.items())[:SHOWN_REASONS]
         ],
     }
-    sample = randomised_copy(model)
+    sample = randomised_copy(model, inputs=inputs)
     try:
         proof = prove(channels.traced, sample, channels.cut(sample, plan_from_mask(graph, kept)), kept, inputs)
     except P2DError as error:

@@ -88,7 +88,7 @@ def find_channels(
     with progress.task("tracing the model", total=3) as task:
         program = export_program(model, tuple(inputs))
         task.advance()
-        sample = randomised_copy(model)
+        sample = randomised_copy(model, inputs=inputs)
         if backend == GRAPH:
             task.describe("editing the graph on trial")
             free = trace_program(model, program, sizes_are_free=True, attention=axis)

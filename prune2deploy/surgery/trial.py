@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
@@ -22,6 +23,8 @@ from prune2deploy.surgery.suspects import Suspects
 
 _DISTINCT_WIDTHS = 7
 _WIDE = 32
+_LEAST_VARIANCE = 0.1
+"""Of a channel, as a share of the mean over channels."""
 _REASON = "a size written in the code: the module fails, or computes something else, when these channels leave"
 
 
@@ -30,7 +33,7 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
 
     ``inputs`` are positional arguments of ``forward``, of the shapes that were traced.
     """
-    sample = randomised_copy(model)
+    sample = randomised_copy(model, inputs=inputs)
     return trace if trial_is_exact(trace, sample, inputs) else without_culprits(trace, sample, inputs)
 
 
@@ -76,10 +79,12 @@ def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:
     return kept
 
 
-def randomised_copy(model: nn.Module, *, seed: int = 0) -> nn.Module:
+def randomised_copy(model: nn.Module, *, seed: int = 0, inputs: Sequence[Any] | None = None) -> nn.Module:
     """A copy whose weights and statistics are all random and of sane size, so that no zero hides an error.
 
     Buffers of unequal entries are kept: they are tables or statistics already, and code may rely on their values.
+    With ``inputs``, batch norms have the statistics of what reaches them then. Without, each residual addition may
+    double the scale, and in networks of hundreds of layers rounding grows into differences of the size of errors.
     """
     generator = torch.Generator().manual_seed(seed)
     memo: dict[int, Any] = {}
@@ -90,7 +95,32 @@ def randomised_copy(model: nn.Module, *, seed: int = 0) -> nn.Module:
         if tensor.is_floating_point() and id(tensor) not in memo and not varied:
             values = _random_like(tensor, generator)
             memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
-    return copy.deepcopy(model, memo).eval()
+    copied = copy.deepcopy(model, memo).eval()
+    if inputs is not None:
+        _take_statistics(copied, inputs)
+    return copied
+
+
+def _take_statistics(model: nn.Module, inputs: Sequence[Any]) -> None:
+    """Give batch norms the mean and variance of what they read, one after the other in a single run."""
+
+    def take(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        data = arguments[0].transpose(0, 1).flatten(1) if arguments[0].dim() > 1 else arguments[0][:, None]
+        if norm.running_mean is None or norm.running_var is None or data.shape[1] < 2:
+            return
+        variance, mean = torch.var_mean(data, 1, correction=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance + _LEAST_VARIANCE * variance.mean())  # dead channels are not blown up
+
+    hooks = [module.register_forward_pre_hook(take) for module in model.modules() if isinstance(module, _BatchNorm)]
+    try:
+        if hooks:
+            with torch.no_grad():
+                model(*torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, tuple(inputs)))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

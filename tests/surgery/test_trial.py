@@ -176,3 +176,24 @@ def test_random_copies_keep_the_tables_that_code_relies_on() -> None:
     sample = randomised_copy(model)
     assert sample.table.equal(model.table)
     assert len(sample.running_mean.unique()) == len(sample.running_var.unique()) == 4
+
+
+class Residual(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_with_inputs_random_copies_of_deep_networks_keep_their_scale() -> None:
+    x = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tame = randomised_copy(Residual(80), inputs=(x,))(x)
+        wild = randomised_copy(Residual(80))(x)
+    assert tame.abs().max() < 1e4 < wild.abs().max()
