@@ -5,13 +5,15 @@
 
 from prune2deploy.graph.rules.attention import RULES as ATTENTION
 from prune2deploy.graph.rules.call import Call, Result, Rule
-from prune2deploy.graph.rules.contraction import RULES as CONTRACTION
+from prune2deploy.graph.rules.convolution import RULES as CONVOLUTION
 from prune2deploy.graph.rules.einsum import RULES as EINSUM
 from prune2deploy.graph.rules.elementwise import RULES as ELEMENTWISE
 from prune2deploy.graph.rules.elementwise import elementwise, is_elementwise
 from prune2deploy.graph.rules.fourier import RULES as FOURIER
+from prune2deploy.graph.rules.indexing import RULES as INDEXING
 from prune2deploy.graph.rules.norm import RULES as NORM
 from prune2deploy.graph.rules.pooling import RULES as POOLING
+from prune2deploy.graph.rules.product import RULES as PRODUCT
 from prune2deploy.graph.rules.recurrent import RULES as RECURRENT
 from prune2deploy.graph.rules.reduction import RULES as REDUCTION
 from prune2deploy.graph.rules.selection import RULES as SELECTION
@@ -22,7 +24,8 @@ __all__ = ["Call", "Result", "Rule", "rule_for"]
 
 RULES: dict[str, Rule] = {
     **ELEMENTWISE,
-    **CONTRACTION,
+    **CONVOLUTION,
+    **PRODUCT,
     **EINSUM,
     **ATTENTION,
     **NORM,
@@ -30,6 +33,7 @@ RULES: dict[str, Rule] = {
     **SHAPE,
     **SHUFFLE,
     **SELECTION,
+    **INDEXING,
     **REDUCTION,
     **FOURIER,
     **RECURRENT,
