@@ -6,7 +6,7 @@ from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph
-from prune2deploy.pipeline.backends import AUTO, MODULE, find_channels
+from prune2deploy.pipeline.backends import MODULE, find_channels
 from prune2deploy.pipeline.cutting import example_inputs
 from prune2deploy.pipeline.frozen import frozen_rows
 from prune2deploy.pipeline.outcomes import GroupRow, InspectOutcome
@@ -29,7 +29,7 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
     channels = find_channels(
         subject.model,
         example_inputs(subject.input_shape),
-        backend=_backend(run),
+        backend=_backend(run, request),
         attention=_attention(run, request),
         progress=progress,
     )
@@ -79,10 +79,10 @@ def _subject(request: InspectRequest, progress: Progress) -> Subject:
     return fresh_subject(request.subject, input_shape=request.input_shape)
 
 
-def _backend(run: RunFolder | None) -> str:
-    """That of the run's pruning, so that its plan fits; else what ``auto`` takes."""
+def _backend(run: RunFolder | None, request: InspectRequest) -> str:
+    """That of the run's pruning, so that its plan fits; else what was asked for."""
     pruning = run.manifest.pruning if run is not None else {}
-    return str(pruning.get("backend", MODULE)) if pruning else AUTO
+    return str(pruning.get("backend", MODULE)) if pruning else request.backend
 
 
 def _attention(run: RunFolder | None, request: InspectRequest) -> str:

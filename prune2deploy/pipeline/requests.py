@@ -115,6 +115,7 @@ class InspectRequest:
     model: str | None = None
     input_shape: InputShape | None = None
     scope: str = "all"
+    backend: str = "auto"
     attention: str = "heads"
     trust_pickle: bool = False
 

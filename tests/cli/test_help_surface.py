@@ -30,7 +30,7 @@ OPTIONS = {
     | {"--flops", "--params", "--method", "--criterion", "--ranking", "--scope", "--align", "--engine", "--precision"}
     | {"--protect", "--only", "--exact-only", "--backend", "--attention"}
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
-    "inspect": RUNNING | {"--model", "--input", "--scope", "--attention", "--trust-pickle", "--json"},
+    "inspect": RUNNING | {"--model", "--input", "--scope", "--backend", "--attention", "--trust-pickle", "--json"},
     "export": RUNNING | {"--precision", "--normalize", "--softmax"},
     "build": RUNNING | {"--engine", "--precision", "--batch", "--threads"},
     "bench": RUNNING

@@ -110,6 +110,7 @@ def test_bench_takes_files_claims_and_limits(asked, tmp_path):
     ("arguments", "expected"),
     [
         (("inspect", "resnet20", "--scope", "inside-blocks"), {"subject": "resnet20", "scope": "inside-blocks"}),
+        (("inspect", "resnet20", "--backend", "module"), {"subject": "resnet20", "backend": "module"}),
         (("export", "run", "--normalize", "--softmax"), {"run": Path("run"), "normalize": True, "softmax": True}),
         (("build", "--engine", "trt-rtx"), {"run": None, "engine": "trt-rtx", "batches": (1, 32)}),
         (("report", "run", "--out", "pages"), {"run": Path("run"), "out": Path("pages")}),

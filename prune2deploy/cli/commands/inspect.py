@@ -20,6 +20,7 @@ def inspect(
     model: options.Model = None,
     input_shape: options.Input = None,
     scope: options.Scope = "all",
+    backend: options.Backend = "auto",
     attention: options.Attention = "heads",
     trust_pickle: options.TrustPickle = False,
     json: options.Json = False,
@@ -32,6 +33,7 @@ def inspect(
         model=model,
         input_shape=values.input_shape("--input", input_shape),
         scope=known(scope, SCOPES, where="--scope"),
+        backend=known(backend, BACKENDS, where="--backend"),
         attention=known(attention, ATTENTION, where="--attention"),
         trust_pickle=trust_pickle,
     )
