@@ -151,8 +151,11 @@ class ChannelGraph:
         numbers[:-1][stays] = np.arange(int(stays.sum()))
         return numbers
 
-    def without_groups(self, reasons: Mapping[int, str]) -> "ChannelGraph":
-        """The graph in which some groups cannot leave: group index to the reason, which is kept for the user."""
+    def without_groups(self, reasons: Mapping[int, str], *, lines: Mapping[int, str] | None = None) -> "ChannelGraph":
+        """The graph in which some groups cannot leave: group index to the reason, which is kept for the user.
+
+        ``lines``: of some of them, the source line at fault, as ``file:line``.
+        """
         if not reasons:
             return self
         number = self.numbers_without(reasons)
@@ -161,7 +164,7 @@ class ChannelGraph:
             FrozenReason(
                 reason=reason,
                 operator="",
-                place=self.groups[index].name,
+                place=self._place_of(index, lines or {}),
                 axes=tuple(
                     (axis.tensor, axis.dim)
                     for axis in self.axes_with(Role.PRODUCER)
@@ -183,6 +186,10 @@ class ChannelGraph:
             cost=replace(self.cost, channel_count=count, widths=[number[width] for width in self.cost.widths]),
             channel_count=count,
         )
+
+    def _place_of(self, index: int, lines: Mapping[int, str]) -> str:
+        name = self.groups[index].name
+        return f"{name} ({lines[index]})" if index in lines else name
 
     def _kept_by(self, groups: Collection[int], width: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of ``groups`` keeps each index of a width: a group, ``FREE`` or ``HELD_ALREADY``."""

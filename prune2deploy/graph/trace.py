@@ -46,14 +46,17 @@ class Trace:
     sizes_are_free: bool = False
     attention: AttentionAxis = AttentionAxis.HEADS
 
-    def without_groups(self, reasons: Mapping[int, str]) -> "Trace":
-        """The trace in which some groups cannot leave: group index to the reason, which is kept for the user."""
+    def without_groups(self, reasons: Mapping[int, str], *, lines: Mapping[int, str] | None = None) -> "Trace":
+        """The trace in which some groups cannot leave: group index to the reason, which is kept for the user.
+
+        ``lines``: of some of them, the source line at fault, as ``file:line``.
+        """
         if not reasons:
             return self
         number = self.graph.numbers_without(reasons)
         return replace(
             self,
-            graph=self.graph.without_groups(reasons),
+            graph=self.graph.without_groups(reasons, lines=lines),
             reads=tuple(replace(one, channels=number[one.channels]) for one in self.reads),
             norms=tuple(replace(one, channels=number[one.channels]) for one in self.norms),
             channel_of_label=number[self.channel_of_label],

@@ -17,9 +17,13 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 class Suspects:
-    """The places of an exported program, to look up what a failure may be about."""
+    """The places of an exported program, to look up what a failure may be about.
+
+    ``lines`` has the source line (``file:line``) that raised when a group was first named.
+    """
 
     def __init__(self, trace: Trace) -> None:
+        self.lines: dict[int, str] = {}
         self._trace = trace
         self._group_of = trace.graph.group_of
         self._nodes: dict[Place, list[torch.fx.Node]] = {}
@@ -34,9 +38,12 @@ class Suspects:
         Code is shared between blocks, so that the failure of one names the groups of all.
         """
         frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-        for place in _own_line(frames):
+        places = list(_own_line(frames))
+        for place in places:
             groups = {group for node in self._nodes.get(place, ()) for group in self._groups_at(node)}
             if groups:
+                file, line = places[-1]
+                self.lines = {**dict.fromkeys(groups, f"{file}:{line}"), **self.lines}
                 return groups
         return set()
 

@@ -62,7 +62,7 @@ def without_culprits(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> 
         lambda groups: cut_failure(trace, sample, trial_mask(trace.graph, groups), inputs),
         suspects.named_by,
     )
-    return trace.without_groups(dict.fromkeys(sorted(broken), _REASON))
+    return trace.without_groups(dict.fromkeys(sorted(broken), _REASON), lines=suspects.lines)
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:

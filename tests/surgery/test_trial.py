@@ -72,7 +72,7 @@ def test_only_the_group_whose_size_is_written_in_the_code_is_frozen(kind: type[B
     assert [group.name for group in traced.graph.groups] == ["first", "middle", "last"]
     graph = freeze_what_breaks(traced, model, inputs).graph
     assert [group.name for group in graph.groups] == ["first", "last"]
-    (reason,) = [one for one in graph.frozen if one.place == "middle"]
+    (reason,) = [one for one in graph.frozen if one.place.startswith("middle")]
     assert reason.reason.startswith("a size written in the code")
     assert reason.axes == (("middle.weight", 0),)
 
