@@ -144,3 +144,25 @@ def test_a_block_called_on_two_scales_with_a_tied_decoder_is_cut_once(see, prove
     assert seen.widths == {"stem": 8, "shared": 3}
     assert seen.channels("out.weight", 1) == seen.channels("stem.weight", 0)
     prove_random_cut(seen)
+
+
+def pooled_heads(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    """Heads within the batch, pooled by kernels that they share, and merged again."""
+    batch, _, height, width = x.shape
+    heads = m["embed"](x.flatten(2).transpose(1, 2)).reshape(batch, height * width, 3, 4).permute(0, 2, 3, 1)
+    pooled = m["pool"](heads.reshape(batch * 3, 4, height, width))
+    normed = m["norm"](pooled.reshape(batch, 3, 4, -1).transpose(2, 3))
+    merged = m["project"](normed.transpose(1, 2).reshape(batch, -1, 12))
+    return merged.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+
+
+def test_heads_leave_that_share_the_kernels_of_a_depthwise_convolution(see, prove_edited_cut) -> None:
+    layers = {
+        "embed": nn.Linear(8, 12),
+        "pool": nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),
+        "norm": nn.LayerNorm(4),
+        "project": nn.Linear(12, 8),
+    }
+    seen = see(Net(pooled_heads, **layers), sizes_are_free=True)
+    assert seen.widths == {"stem": 8, "layers.embed": 3, "layers.project": 8}
+    prove_edited_cut(seen)

@@ -94,15 +94,13 @@ def _grouped(call: Call, data: Value, weight: Value, channel_dim: int, groups: i
         state.freeze_value(data, NOT_PRUNABLE, node)
         return None
     if _leaves_whole(groups, inputs, outputs):
-        if incoming is None:
-            state.freeze(produced, NOT_PRUNABLE, node)
-        else:
-            state.unite(incoming.reshape(groups, inputs), incoming.reshape(groups, inputs)[:, :1])
-            state.unite(produced.reshape(groups, outputs), incoming.reshape(groups, inputs)[:, :1])
         if consumed is not None:
             state.freeze(consumed, "the inputs of one convolution group stay together", node)
-        if incoming is None:
-            return produced
+        if incoming is None:  # a fixed size from here on: another dimension that meets this one may yet be cut
+            state.freeze(produced, NOT_PRUNABLE, node)
+            return None
+        state.unite(incoming.reshape(groups, inputs), incoming.reshape(groups, inputs)[:, :1])
+        state.unite(produced.reshape(groups, outputs), incoming.reshape(groups, inputs)[:, :1])
         # the same channels as those produced, but what was one channel before is still seen to be one
         return np.repeat(incoming.reshape(groups, inputs)[:, 0], outputs)
     state.unite(produced.reshape(groups, outputs), produced.reshape(groups, outputs)[:1])
