@@ -125,7 +125,7 @@ def test_googlenet_is_really_drawn_from_its_truncated_normal():
         ("mobilenet", "torchvision:mobilenet"),
         ("no-such-thing", "the zoo has"),
         ("torchvision:resnet5o", "resnet50"),
-        ("torchvision:ssd300_vgg16", "classification and segmentation"),
+        ("torchvision:ssd300_vgg16", "cannot be exported as a whole"),
         ("torchvision:resnet18?bar=1", "unexpected keyword argument 'bar'"),
         ("torchvision:resnet18?weights=DEFAULT", "checkpoint file"),
         ("resnet20?num_classes=ten", "cannot be built"),
