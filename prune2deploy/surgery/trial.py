@@ -23,6 +23,9 @@ from prune2deploy.surgery.suspects import Suspects
 
 _DISTINCT_WIDTHS = 7
 _WIDE = 32
+_DRAWN = 1_048_573
+"""Normal numbers that are drawn; weights take them from a place of their own, round and round. A prime, so that no two
+rows of a weight are equal. Drawing one for each weight would take longer than the trial."""
 _LEAST_VARIANCE = 0.1
 """Of a channel, as a share of the mean over channels."""
 _REASON = "a size written in the code: the module fails, or computes something else, when these channels leave"
@@ -87,13 +90,14 @@ def randomised_copy(model: nn.Module, *, seed: int = 0, inputs: Sequence[Any] | 
     double the scale, and in networks of hundreds of layers rounding grows into differences of the size of errors.
     """
     generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(_DRAWN, generator=generator)
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         varied = (
             not isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and bool((tensor != tensor.flatten()[0]).any())
         )
         if tensor.is_floating_point() and id(tensor) not in memo and not varied:
-            values = _random_like(tensor, generator)
+            values = _random_like(tensor, generator, normal)
             memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
     copied = copy.deepcopy(model, memo).eval()
     if inputs is not None:
@@ -123,8 +127,10 @@ def _take_statistics(model: nn.Module, inputs: Sequence[Any]) -> None:
             hook.remove()
 
 
-def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _random_like(tensor: Tensor, generator: torch.Generator, normal: Tensor) -> Tensor:
     if tensor.dim() >= 2 and math.prod(tensor.shape[1:]) > 1:
         scale = math.sqrt(2.0 / math.prod(tensor.shape[1:]))
-        return torch.randn(tensor.shape, generator=generator).to(tensor) * scale
+        start = int(torch.randint(len(normal), (), generator=generator))
+        times = -(-(start + tensor.numel()) // len(normal))
+        return (normal.repeat(times)[start : start + tensor.numel()].view(tensor.shape) * scale).to(tensor)
     return (torch.rand(tensor.shape, generator=generator) + 0.5).to(tensor)
