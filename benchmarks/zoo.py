@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from zoo_networks import architectures, built
-from zoo_table import line_of, table_of
+from zoo_table import TOOK_OVER, line_of, table_of
 
 from prune2deploy.bench.environment import describe_environment
 from prune2deploy.budget.from_mask import plan_from_mask
@@ -122,9 +122,11 @@ def limited(examine: Callable[[str], Record], name: str, arguments: argparse.Nam
             warm_up()  # not before the fork, which torch's pools of threads would not survive
             sender.send(examine(name))
         except MemoryError:
-            sender.send({"failure": f"took over {arguments.gigabytes:.0f} GB"})
+            sender.send({"failure": f"{TOOK_OVER} {arguments.gigabytes:.0f} GB"})
         except Exception as error:  # noqa: BLE001  # whatever stops one network is that network's record
-            sender.send({"failure": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
+            memory = "can't allocate memory" in str(error)
+            said = f"{TOOK_OVER} {arguments.gigabytes:.0f} GB" if memory else f"{type(error).__name__}: {error}"
+            sender.send({"failure": said.splitlines()[0][:200]})
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -132,10 +134,10 @@ def limited(examine: Callable[[str], Record], name: str, arguments: argparse.Nam
     try:
         record = receiver.recv() if receiver.poll(arguments.seconds) else None
     except EOFError:
-        record = {"failure": f"ended by signal or at once, perhaps over {arguments.gigabytes:.0f} GB"}
+        record = {"failure": f"ended by a signal, perhaps because it {TOOK_OVER} {arguments.gigabytes:.0f} GB"}
     process.kill()
     process.join()
-    return record or {"failure": f"took over {arguments.seconds:.0f} s"}
+    return record or {"failure": f"{TOOK_OVER} {arguments.seconds:.0f} s"}
 
 
 def ours(name: str) -> Record:

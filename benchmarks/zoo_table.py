@@ -4,6 +4,7 @@ import statistics
 from typing import Any
 
 Record = dict[str, Any]
+TOOK_OVER = "took over"
 
 
 def line_of(record: Record) -> str:
@@ -51,13 +52,16 @@ def summary_of(records: list[Record]) -> list[str]:
     """The targets and what was reached, as Markdown list items."""
     exported = [record for record in records if record["ours"].get("exported")]
     proved = [record for record in exported if "relative_error" in record["ours"]]
+    beyond = [record["model"] for record in records if TOOK_OVER in record["ours"].get("failure", "")]
     pruned = [record for record in proved if record["ours"]["parameters_left"] < 1]
     left = sorted(record["ours"]["flops_left"] for record in pruned)
     small = [record["ours"] for record in proved if record["ours"]["parameters"] < 100e6]
     large = [record["ours"]["memory_of_model"] for record in proved if record["ours"]["parameters"] >= 50e6]
+    worst = max((record["ours"]["relative_error"] for record in proved), default=0.0)
     lines = [
-        f"- {len(records)} networks, {len(exported)} exported, {len(pruned)} of them pruned and proved; largest "
-        f"relative error {max((record['ours']['relative_error'] for record in proved), default=0.0):.0e}",
+        f"- {len(records)} networks, {len(exported)} exported within the limits, {len(pruned)} of them pruned and "
+        f"proved; largest relative error {worst:.0e}",
+        f"- beyond the limits of time or memory: {', '.join(beyond) or 'none'}",
         f"- by slicing modules {sum(record['ours']['backend'] == 'module' for record in pruned)}, by editing the graph "
         f"{sum(record['ours']['backend'] == 'graph' for record in pruned)}",
     ]
