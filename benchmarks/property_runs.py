@@ -2,9 +2,9 @@
 
     python benchmarks/property_runs.py --out benchmarks/results/property_runs.json [--examples 2000] [--seed 3]
 
-Runs ``tests/graph/test_properties.py`` with Hypothesis on distinct random networks, split over ``--workers`` processes
-that draw from seeds of their own, and goes on where an example fails. The record of each example is kept beside
-``--out`` while it runs; ended early, the result counts what was done.
+Runs ``tests/graph/test_properties.py`` with Hypothesis on random networks, split over ``--workers`` processes that draw
+from seeds of their own (networks are distinct within each; ``distinct`` counts them over all), and goes on where one
+fails. The record of each example is kept beside ``--out`` while it runs; ended early, the result counts what was done.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def summed(lines: list[dict[str, Any]]) -> dict[str, Any]:
     errors = [line["relative_error"] for line in lines if "relative_error" in line]
     return {
         "examples": len(lines),
+        "distinct": len({json.dumps(line["spec"], sort_keys=True) for line in lines}),
         "failures": [line for line in lines if "failure" in line],
         "ways": dict(Counter(line.get("way", "failed") for line in lines).most_common()),
         "inexact": sum(line.get("exact") is False for line in lines),

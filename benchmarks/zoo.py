@@ -77,7 +77,8 @@ def main() -> None:
     for name in architectures():
         if not fnmatch.fnmatch(name, arguments.only) or (name in records and not arguments.again):
             continue
-        records[name] = {"model": name, "ours": limited(ours, name, arguments)}
+        limits = {"seconds": arguments.seconds, "gigabytes": arguments.gigabytes}
+        records[name] = {"model": name, "limits": limits, "ours": limited(ours, name, arguments)}
         if find_spec("torch_pruning") and not arguments.alone:
             records[name]["theirs"] = limited(theirs, name, arguments)
         print(line_of(records[name]), flush=True)
@@ -87,7 +88,6 @@ def main() -> None:
                 "schema_version": 1,
                 "environment": describe_environment(threads=1, cpus=None),
                 "packages": {one: metadata.version(one) for one in ("timm", "torchvision", PEER) if find_spec_of(one)},
-                "limits": {"seconds": arguments.seconds, "gigabytes": arguments.gigabytes},
                 "networks": [records[one] for one in architectures() if one in records],
             },
         )
@@ -131,13 +131,18 @@ def limited(examine: Callable[[str], Record], name: str, arguments: argparse.Nam
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     sender.close()
+    if not receiver.poll(arguments.seconds):
+        process.kill()
+        process.join()
+        return {"failure": f"{TOOK_OVER} {arguments.seconds:.0f} s"}
     try:
-        record = receiver.recv() if receiver.poll(arguments.seconds) else None
+        record: Record = receiver.recv()
     except EOFError:
-        record = {"failure": f"ended by a signal, perhaps because it {TOOK_OVER} {arguments.gigabytes:.0f} GB"}
+        process.join()
+        return {"failure": f"the process ended with {process.exitcode}"}
     process.kill()
     process.join()
-    return record or {"failure": f"{TOOK_OVER} {arguments.seconds:.0f} s"}
+    return record
 
 
 def ours(name: str) -> Record:

@@ -53,6 +53,7 @@ def summary_of(records: list[Record]) -> list[str]:
     exported = [record for record in records if record["ours"].get("exported")]
     proved = [record for record in exported if "relative_error" in record["ours"]]
     beyond = [record["model"] for record in records if TOOK_OVER in record["ours"].get("failure", "")]
+    failed = [one["model"] for one in records if "failure" in one["ours"] and one["model"] not in beyond]
     pruned = [record for record in proved if record["ours"]["parameters_left"] < 1]
     left = sorted(record["ours"]["flops_left"] for record in pruned)
     small = [record["ours"] for record in proved if record["ours"]["parameters"] < 100e6]
@@ -62,6 +63,7 @@ def summary_of(records: list[Record]) -> list[str]:
         f"- {len(records)} networks, {len(exported)} exported within the limits, {len(pruned)} of them pruned and "
         f"proved; largest relative error {worst:.0e}",
         f"- beyond the limits of time or memory: {', '.join(beyond) or 'none'}",
+        f"- refused, or failed otherwise: {', '.join(failed) or 'none'}",
         f"- by slicing modules {sum(record['ours']['backend'] == 'module' for record in pruned)}, by editing the graph "
         f"{sum(record['ours']['backend'] == 'graph' for record in pruned)}",
     ]
@@ -87,8 +89,10 @@ def summary_of(records: list[Record]) -> list[str]:
         mine = sum(record["ours"]["seconds_exporting"] + record["ours"]["seconds_besides"] for record in both)
         other = sum(record["theirs"]["seconds"] for record in both)
         wrong = sum(record["theirs"].get("failure") == "wrong output shape" for record in beside)
+        late = sum(TOOK_OVER in record["theirs"].get("failure", "") for record in beside)
         lines.append(
-            f"- Torch-Pruning: right on {len(right)} of {len(beside)}, wrong output shape on {wrong}; over the "
+            f"- Torch-Pruning: right on {len(right)} of {len(beside)}, wrong output shape on {wrong}, beyond the "
+            f"limits on {late}; over the "
             f"{len(both)} that both prune, ours took {mine:.0f} s in total with export, theirs {other:.0f} s"
         )
     return lines
