@@ -46,12 +46,15 @@ def allocate(
     granule: int,
     ranking: str = "global",
     relax_alignment: bool = False,
+    available: ChannelMask | None = None,
 ) -> Allocation:
     """The largest plan within ``budget`` that removes what scores least.
 
     ``scores`` has shape (channel_count,), higher is more important; an infinite one leaves last. With ranking
     ``global`` the steps with the smallest mean score go first, wherever they are; with ``per-layer`` every group
     keeps the same fraction. With ``relax_alignment`` the granule is halved until the target can be reached.
+    ``available``, shape (channel_count,): the channels that are left where some have gone before; the budget still
+    counts from the dense model, and widths are aligned as its are.
 
     Raises:
         InputError: a score is NaN, or the ranking is unknown.
@@ -62,17 +65,17 @@ def allocate(
     if np.isnan(scores).any():
         raise InputError("a score is not a number", hint="check the checkpoint for NaN, or lower the learning rate")
     notes: list[str] = []
-    ladder = _Ladder.of(graph, scores, granule)
+    ladder = _Ladder.of(graph, scores, granule, available)
     while not ladder.reaches(budget):
         if granule == 1 or not relax_alignment:
             raise _unreachable(graph, scores, budget, granule)
         granule //= 2
-        ladder = _Ladder.of(graph, scores, granule)
+        ladder = _Ladder.of(graph, scores, granule, available)
         notes = [f"alignment lowered to {granule}: the target cannot be reached with wider granules"]
     first = ladder.global_counts(budget) if ranking == "global" else ladder.uniform_counts(budget)
     counts = ladder.filled(first, budget)
     kept = ladder.mask(counts)
-    if kept.all():
+    if kept[graph.everything() if available is None else available].all():
         raise TargetError("nothing would be pruned", hint="ask for a smaller fraction, or lower --align")
     used = budget.share_used(graph.cost, kept)
     if used < CLOSE_ENOUGH:
@@ -153,14 +156,18 @@ class _Ladder:
     sorted_scores: tuple[Scores, ...]
 
     @classmethod
-    def of(cls, graph: ChannelGraph, scores: Scores, granule: int) -> "_Ladder":
+    def of(cls, graph: ChannelGraph, scores: Scores, granule: int, available: ChannelMask | None = None) -> "_Ladder":
+        left = graph.everything() if available is None else available
+        scores = np.where(left, scores, -np.inf)
         rank = np.zeros(graph.channel_count, dtype=np.int64)
         sorted_scores = []
         for group in graph.groups:
             order = np.argsort(-scores[group.channels], kind="stable")
             rank[group.channels[order]] = np.arange(len(order))
             sorted_scores.append(scores[group.channels][order])
-        allowed = tuple(allowed_counts(group, granule) for group in graph.groups)
+        allowed = tuple(
+            _at_most(allowed_counts(group, granule), int(left[group.channels].sum())) for group in graph.groups
+        )
         return cls(graph=graph, rank=rank, allowed=allowed, sorted_scores=tuple(sorted_scores))
 
     def mask(self, counts: NDArray[np.int64]) -> ChannelMask:
@@ -262,6 +269,12 @@ class _Ladder:
 
     def _share(self, counts: NDArray[np.int64], budget: Budget) -> float:
         return budget.share_used(self.graph.cost, self.mask(counts))
+
+
+def _at_most(counts: tuple[int, ...], left: int) -> tuple[int, ...]:
+    """The allowed counts of a group that has ``left`` channels, which it may keep."""
+    smaller = tuple(count for count in counts if count < left)
+    return (*smaller, left)
 
 
 def _first(count: int, holds: Callable[[int], bool]) -> int:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import DataError, InputError
-from prune2deploy.policies.policy import Moment, NoPruning, Policy, StepView, When
+from prune2deploy.policies.policy import Decision, Moment, NoPruning, Policy, Setting, StepView, When
 from prune2deploy.progress import SILENT, Progress, Task
 from prune2deploy.surgery.apply import apply_plan
 from prune2deploy.surgery.optimizer import slice_optimizer_state
@@ -240,7 +240,7 @@ class _Training:
             check_labels(labels, class_count=logits.shape[1])
         logits = logits.float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        penalty = self.policy.penalty(self.model)
+        penalty = self.policy.penalty(self.model, loss.detach())
         self.stepper.zero_grad()
         self.accelerator.backward(loss if penalty is None else loss + penalty)
         self._show(images, labels, logits, loss, epoch=epoch, step=step)
@@ -267,11 +267,12 @@ class _Training:
 
     def _ask(self, moment: Moment) -> bool:
         """Ask the policy, and cut what it says. Whether there was a plan."""
-        plan = self.policy.decide(moment)
+        decision = self.policy.decide(moment)
         if self.accelerator.num_processes > 1 and not self.plain:
-            plan = broadcast_object_list([plan])[0]
-        if plan is None:
+            decision = broadcast_object_list([decision])[0]
+        if decision is None:
             return False
+        plan = decision.plan
         dense = dict(self.model.named_parameters(remove_duplicate=False))
         apply_plan(self.model, plan)
         slice_optimizer_state(self.optimizer, self.model, plan, dense_parameters=dense)

@@ -29,6 +29,13 @@ class TrainingRecipe:
     label_smoothing: in [0, 1).
     mixed_precision: ``no``, ``fp16`` (with loss scaling; needs a GPU) or ``bf16``.
     gradient_clip: largest L2 norm of all gradients together; None for no limit.
+    micro_batches: parts into which each process splits its share of a batch; their gradients are added up before the
+        step, so that a batch takes less memory. Batch norms then see one part at a time.
+    ema_decay: keep an exponential moving average of the weights with this decay (a step), and evaluate and keep that
+        one; None for none. The average starts as a plain mean, as ``torch.optim.swa_utils`` does it.
+    compile: a backend of ``torch.compile`` for the training step (``inductor`` needs a C++ compiler); None for eager.
+    distill_weight: share of the loss that is distilled from a teacher, where there is one (Hinton et al. 2015).
+    distill_temperature: its temperature.
     seed: of data order, augmentation and dropout (not of the model's initial weights).
     workers: processes that load data; 0 loads in the training process, best for small data sets.
 
@@ -50,6 +57,11 @@ class TrainingRecipe:
     label_smoothing: float = 0.0
     mixed_precision: MixedPrecision = "no"
     gradient_clip: float | None = None
+    micro_batches: int = 1
+    ema_decay: float | None = None
+    compile: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 4.0
     seed: int = 0
     workers: int = 0
 
@@ -76,6 +88,11 @@ class TrainingRecipe:
         )
         clip = self.gradient_clip
         _require(clip is None or 0 < clip < math.inf, "gradient_clip", clip, "above 0, or none")
+        _require(self.micro_batches >= 1, "micro_batches", self.micro_batches, "at least 1")
+        ema = self.ema_decay
+        _require(ema is None or 0 <= ema < 1, "ema_decay", ema, "in [0, 1), or none")
+        _require(0 <= self.distill_weight <= 1, "distill_weight", self.distill_weight, "in [0, 1]")
+        _require(0 < self.distill_temperature < math.inf, "distill_temperature", self.distill_temperature, "above 0")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
         _require(self.workers >= 0, "workers", self.workers, "0 or more")
 

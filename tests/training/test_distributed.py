@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 import torch
 from prune2deploy.budget.plan import KeptIndices, PrunePlan, fingerprint_of
-from prune2deploy.policies.policy import NoPruning, When
+from prune2deploy.policies.policy import Decision, NoPruning, When
 from prune2deploy.surgery.apply import shapes_of
 from prune2deploy.training.loop import train
 from prune2deploy.training.recipe import TrainingRecipe
@@ -33,10 +33,10 @@ class CutOnMain(NoPruning):
         if moment.when is not When.AFTER_EPOCH or moment.epoch != 1 or RANK != 0:
             return None
         entries = [("1.weight", 0), ("1.bias", 0), ("3.weight", 1)]
-        return PrunePlan(
+        return Decision(plan=PrunePlan(
             fingerprint=fingerprint_of(shapes_of(moment.model)),
             entries=tuple(KeptIndices(tensor=name, dim=dim, dense_size=6, kept=(0, 2, 5)) for name, dim in entries),
-        )
+        ))
 
 folder = Path(sys.argv[1])
 plain = make_model()

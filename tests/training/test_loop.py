@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from prune2deploy.budget.plan import KeptIndices, PrunePlan, fingerprint_of
 from prune2deploy.errors import DataError, EngineError, InputError, ModelError, StorageError
-from prune2deploy.policies.policy import NoPruning, When
+from prune2deploy.policies.policy import Decision, NoPruning, When
 from prune2deploy.progress import SILENT
 from prune2deploy.surgery.apply import shapes_of
 from prune2deploy.training.evaluate import evaluate
@@ -50,7 +50,7 @@ class Planned(NoPruning):
     def decide(self, moment):
         key = (moment.when, moment.epoch if moment.when is not When.AFTER_STEP else moment.step)
         self.asked.append(key)
-        return conv_plan(moment.model, self.plans[key]) if key in self.plans else None
+        return Decision(plan=conv_plan(moment.model, self.plans[key])) if key in self.plans else None
 
     def state_dict(self):
         return {"asked": len(self.asked), "tensor": torch.ones(2)}
@@ -352,7 +352,7 @@ def test_a_policy_is_asked_at_every_moment_and_sees_every_step(net, splits):
 
 def test_the_penalty_of_a_policy_is_trained_but_not_reported(net, splits):
     class Shrink(NoPruning):
-        def penalty(self, model):
+        def penalty(self, model, loss):
             return 10.0 * model.conv.weight.square().sum()
 
     recipe = dataclasses.replace(RECIPE, schedule="constant", warmup_epochs=0)
