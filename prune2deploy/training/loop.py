@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import DataError, InputError
-from prune2deploy.policies.policy import Decision, Moment, NoPruning, Policy, Setting, StepView, When
+from prune2deploy.policies.policy import Moment, NoPruning, Policy, StepView, When
 from prune2deploy.progress import SILENT, Progress, Task
 from prune2deploy.surgery.apply import apply_plan
 from prune2deploy.surgery.optimizer import slice_optimizer_state

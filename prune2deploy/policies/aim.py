@@ -1,0 +1,46 @@
+"""What every method is told: the budget, the alignment, how channels compete."""
+
+from dataclasses import dataclass
+
+from prune2deploy.budget.allocate import Allocation, Scores, allocate
+from prune2deploy.budget.target import Budget
+from prune2deploy.graph.channels import ChannelGraph, ChannelMask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """``granule`` None takes ``default_granule`` and gives way where the target cannot be reached with it.
+
+    ``budget`` is of the dense model; methods that size themselves take it as a stop, or None.
+    """
+
+    budget: Budget | None = None
+    granule: int | None = None
+    default_granule: int = 16
+    ranking: str = "global"
+    seed: int = 0
+
+    @property
+    def widest_granule(self) -> int:
+        """The granule to begin with."""
+        return self.granule or self.default_granule
+
+    def allocation(
+        self, graph: ChannelGraph, scores: Scores, *, budget: Budget, available: ChannelMask | None = None
+    ) -> Allocation:
+        """The largest plan within ``budget`` that removes what scores least, as the user wants it aligned and ranked.
+
+        ``graph`` is that of the dense model; ``scores`` and ``available`` have shape (channel_count,).
+
+        Raises:
+            TargetError: no plan reaches it, or nothing would be pruned.
+        """
+        return allocate(
+            graph,
+            scores,
+            budget,
+            granule=self.widest_granule,
+            ranking=self.ranking,
+            relax_alignment=self.granule is None,
+            available=available,
+        )
