@@ -68,7 +68,7 @@ class CostModel:
 
     def sizes(self, kept: NDArray[np.bool_]) -> list[int]:
         """Kept size of every width."""
-        counts = self._incidence @ kept.astype(np.int64) + self._frozen_sizes
+        counts = self.incidence @ kept.astype(np.int64) + self._frozen_sizes
         return [int(count) for count in counts]
 
     def _evaluate(self, terms: tuple[CostTerm, ...], kept: NDArray[np.bool_]) -> int:
@@ -76,7 +76,7 @@ class CostModel:
         return sum(_product(term, sizes) for term in terms)
 
     @cached_property
-    def _incidence(self) -> sparse.csr_array:
+    def incidence(self) -> sparse.csr_array:
         """How many indices of each width each channel owns. Shape: (width count, channel_count)."""
         rows = [np.full(len(width), row) for row, width in enumerate(self.widths)]
         row = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
