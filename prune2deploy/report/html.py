@@ -16,7 +16,7 @@ from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
 _TEMPLATE = "report.html.j2"
-_OPEN_TABLES = ("speed", "claims", "controls", "variants", "frozen")
+_OPEN_TABLES = ("speed", "claims", "controls", "variants", "costs", "frozen")
 
 
 def html_report(content: ReportContent) -> str:

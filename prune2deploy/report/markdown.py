@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from prune2deploy.report.content import ReportContent
-from prune2deploy.report.tables import Table, report_tables
+from prune2deploy.report.table import Table
+from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~])")

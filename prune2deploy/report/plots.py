@@ -18,6 +18,7 @@ from prune2deploy.report.canvas import (
 )
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import spell_interval, spell_latency, spell_percent, spell_ratio
+from prune2deploy.report.methods import method_plots
 
 _NAMED_LAYERS = 40
 
@@ -35,6 +36,7 @@ def _all_plots(content: ReportContent) -> Iterator[Plot | None]:
         yield distribution_plot(content, setting, key=f"latency{number}")
     yield widths_plot(content)
     yield history_plot(content)
+    yield from method_plots(content)
 
 
 def speedup_plot(content: ReportContent) -> Plot | None:

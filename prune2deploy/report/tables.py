@@ -1,12 +1,12 @@
 """Tables as pure rows of text: the terminal, Markdown and HTML draw them each in their own way."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.result import BenchResult, Row
 from prune2deploy.report.content import ReportContent
+from prune2deploy.report.costs import costs_table
 from prune2deploy.report.figures import (
     NOTHING,
     spell_bytes,
@@ -18,20 +18,10 @@ from prune2deploy.report.figures import (
     spell_percent,
     spell_ratio,
 )
+from prune2deploy.report.methods import method_tables
+from prune2deploy.report.table import Table
 
 _HIDDEN_FACTS = frozenset({"versions"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows of text under headings. ``numeric`` holds the columns to align right; ``key`` names the table in a page."""
-
-    key: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int] = frozenset()
-    note: str = ""
 
 
 def result_tables(result: BenchResult) -> tuple[Table, ...]:
@@ -44,6 +34,8 @@ def report_tables(content: ReportContent) -> tuple[Table, ...]:
     measured = result_tables(content.result) if content.result is not None else ()
     rest = (
         variants_table(content),
+        costs_table(content),
+        *method_tables(content),
         files_table(content),
         widths_table(content.manifest.pruning),
         frozen_table(content.manifest.pruning),
@@ -202,10 +194,11 @@ def files_table(content: ReportContent) -> Table:
 def widths_table(pruning: Mapping[str, Any]) -> Table:
     """Widths and FLOPs of every layer, dense and pruned."""
     layers = list(pruning.get("layers", ()))
+    compared = [name for name in dict.fromkeys(name for layer in layers for name in layer) if _is_compared(name)]
     rows = tuple(
         (
             str(layer["name"]),
-            *(spell_number(layer.get(name)) for name in ("dense", "pruned", "reduced")),
+            *(spell_number(layer.get(name)) for name in ("dense", "pruned", *compared)),
             spell_percent(_fraction(layer.get("pruned"), layer.get("dense"))),
             spell_count(layer.get("flops_dense")),
             spell_count(layer.get("flops_pruned")),
@@ -213,8 +206,14 @@ def widths_table(pruning: Mapping[str, Any]) -> Table:
         )
         for layer in layers
     )
-    columns = ("layer", "dense", "pruned", "reduced", "kept", "FLOPs dense", "FLOPs pruned", "cut")
-    return Table(key="widths", title="Widths", columns=columns, rows=rows, numeric=frozenset(range(1, 7)))
+    columns = ("layer", "dense", "pruned", *compared, "kept", "FLOPs dense", "FLOPs pruned", "cut")
+    numeric = frozenset(range(1, len(columns) - 1))
+    return Table(key="widths", title="Widths", columns=columns, rows=rows, numeric=numeric)
+
+
+def _is_compared(entry: str) -> bool:
+    """Whether an entry of a layer is the width of a variant besides dense and pruned."""
+    return entry not in ("name", "exact", "dense", "pruned") and not entry.startswith("flops_")
 
 
 def _spell_exactness(layer: Mapping[str, Any]) -> str:
@@ -290,7 +289,9 @@ def provenance_table(content: ReportContent) -> Table:
     }
     facts |= {f"option: {name}": value for name, value in manifest.options.items()}
     facts |= {
-        f"pruning: {name}": value for name, value in pruning.items() if name not in ("layers", "frozen", "inexact")
+        f"pruning: {name}": value
+        for name, value in pruning.items()
+        if name not in ("layers", "frozen", "inexact", "plan", "findings")
     }
     facts |= {f"made with {name}": version for name, version in manifest.versions.items()}
     return Table(key="provenance", title="Provenance", columns=("what", "value"), rows=tuple(_facts(facts)))

@@ -141,7 +141,14 @@ def test_a_result_alone_has_tables_for_the_terminal(make_result: Any) -> None:
 
 def test_widths_table_bears_absent_figures() -> None:
     table = widths_table({"layers": [{"name": "conv", "dense": 64, "pruned": 32}, {"name": "other"}]})
-    assert table.rows == (("conv", "64", "32", "–", "50.0%", "–", "–", "–"), ("other", *("–",) * 7))
+    assert table.rows == (("conv", "64", "32", "50.0%", "–", "–", "–"), ("other", *("–",) * 6))
+
+
+def test_widths_table_has_a_column_for_every_variant_that_was_made() -> None:
+    layer = {"name": "conv", "dense": 64, "pruned": 32, "flops_pruned": 9, "reduced": 40, "flops_reduced": 9}
+    table = widths_table({"layers": [layer, {**layer, "family-0.5": 16, "flops_family-0.5": 4}]})
+    assert table.columns[:5] == ("layer", "dense", "pruned", "reduced", "family-0.5")
+    assert [row[4] for row in table.rows] == ["–", "16"]
 
 
 def test_widths_table_says_which_cuts_are_inexact() -> None:
