@@ -19,7 +19,16 @@ PRUNING_METHODS: Mapping[str, str] = {
     "fisher": "squared gradient of a gate on the channel, per sample (needs data)",
     "random": "chance, as the control",
 }
-TRAINING_METHODS: Mapping[str, str] = {"dense": "train everything, remove nothing"}
+DENSE_TRAINING = "dense"
+TRAINING_METHODS: Mapping[str, str] = {
+    DENSE_TRAINING: "train everything, remove nothing",
+    "3sp": "cut once before training, by sensitivity per FLOP",
+    "epi": "cut once during training, when the widths that would stay are stable",
+    "prunetrain": "push weights to zero, and cut what dies every few epochs",
+    "activation-density": "cut each layer to the share of its activations that are not zero",
+}
+METHODS_WITH_TARGET = ("3sp", "epi")
+"""Methods of training that need a target; the others size the network themselves and take one as a stop."""
 RANKINGS: Mapping[str, str] = {
     "global": "channels of all layers compete",
     "per-layer": "every layer gives the same share",
@@ -41,7 +50,10 @@ VARIANTS: Mapping[str, str] = {
     "dense": "the model as it came",
     "pruned": "pruned to the target and fine-tuned",
     "reduced": "the same architecture uniformly narrower, trained from scratch",
+    "bottleneck": "only the insides of blocks uniformly narrower, trained from scratch",
+    "scratch": "the pruned architecture with fresh weights, trained from scratch",
 }
+DEFAULT_VARIANTS = ("dense", "pruned", "reduced")
 ENGINES: Mapping[str, str] = {
     "auto": "the best that runs here",
     "ort-cpu": "ONNX Runtime on the CPU",

@@ -83,8 +83,18 @@ def cut_to_budget(
         return _proven(model, channels, inputs, allocation, provenance, what="pruned")
 
 
-def cut_uniformly(model: nn.Module, channels: Channels, inputs: Sequence[Any], *, flops: int, granule: int) -> Cut:
+def cut_uniformly(
+    model: nn.Module,
+    channels: Channels,
+    inputs: Sequence[Any],
+    *,
+    flops: int,
+    granule: int,
+    what: str = "reduced",
+) -> Cut:
     """The plainly narrower network with about ``flops`` FLOPs; its weights are a slice, to be drawn anew.
+
+    ``what`` names the variant where a proof fails.
 
     Raises:
         ProofError: the cut is not exact.
@@ -96,7 +106,7 @@ def cut_uniformly(model: nn.Module, channels: Channels, inputs: Sequence[Any], *
         "attention": channels.traced.attention.value,
         "alignment": allocation.granule,
     }
-    return _proven(model, channels, inputs, allocation, provenance, what="reduced")
+    return _proven(model, channels, inputs, allocation, provenance, what=what)
 
 
 def example_inputs(input_shape: Sequence[int], *, seed: int = 0) -> tuple[Tensor]:

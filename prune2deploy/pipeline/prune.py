@@ -16,6 +16,7 @@ from prune2deploy.budget.target import Budget
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.importance.criteria import criterion_named
 from prune2deploy.pipeline.backends import MODULE, Channels, find_channels, refuse_edited
+from prune2deploy.pipeline.comparisons import FROM_SCRATCH, check_comparisons, make_comparisons
 from prune2deploy.pipeline.cutting import (
     Cut,
     CutChoices,
@@ -26,10 +27,10 @@ from prune2deploy.pipeline.cutting import (
     layer_widths,
 )
 from prune2deploy.pipeline.frozen import frozen_rows
-from prune2deploy.pipeline.making import PRUNED, REDUCED, Work, make_dense, make_pruned, make_reduced
+from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.places import settled_checkpoint
-from prune2deploy.pipeline.recipes import fine_tuning_recipe
+from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
@@ -37,6 +38,7 @@ from prune2deploy.pipeline.subject import Subject, load_subject_data, open_subje
 from prune2deploy.pipeline.variants import variant_rows
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import RunFolder
+from prune2deploy.training.recipe import TrainingRecipe
 
 DEFAULT_METHOD = "l2"
 DATA_FREE_METHOD = "l2"
@@ -58,7 +60,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     resumed = run_to_resume("prune", out=request.out, progress=progress) if request.resume else None
     if resumed is None and not request.resume:
         check_out(request.out)
-    fine_tuning_recipe(request.training, seed=request.seed)
+    tuning = fine_tuning_recipe(request.training, seed=request.seed)
     subject = open_subject(
         settled_checkpoint(request.checkpoint, resumed=resumed),
         model=request.model,
@@ -78,6 +80,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     begun_as = resumed.manifest.pruning if resumed is not None else {}
     backend = str(begun_as.get("backend", MODULE)) if begun_as else request.backend
     whole = find_channels(subject.model, inputs, backend=backend, attention=request.attention, progress=progress)
+    check_comparisons(whole.graph, request.variants)
     restrictions = Restrictions(
         scope=request.scope, protect=request.protect, only=request.only, exact_only=request.exact_only
     )
@@ -121,18 +124,25 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         if pruning:
             run.save(replace(run.manifest, pruning=pruning, notes=notes))
         work = Work(
-            request=replace(request, resume=resumed is not None),
             subject=subject,
             splits=splits,
             channels=whole,
             inputs=inputs,
             run=run,
+            tuning=tuning,
+            scratch=_scratch_recipe(request, subject, tuning),
+            seed=request.seed,
+            resume=resumed is not None,
             progress=progress,
         )
         make_dense(work)
         make_pruned(work)
-        if REDUCED in request.variants:
-            make_reduced(work)
+        if splits is not None and subject.trained_epochs is None and set(request.variants) & FROM_SCRATCH:
+            run.note(
+                f"the checkpoint does not say how long it was trained: variants from scratch are trained for "
+                f"{work.scratch.epochs - tuning.epochs} epochs and the {tuning.epochs} of fine-tuning"
+            )
+        make_comparisons(work, request.variants)
         end_run(run)
     return _outcome(run)
 
@@ -142,6 +152,13 @@ def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAG
     size = len(splits.calibration)  # type: ignore[arg-type]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images]
     yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
+
+
+def _scratch_recipe(request: PruneRequest, subject: Subject, tuning: TrainingRecipe) -> TrainingRecipe:
+    """For variants from scratch: as many epochs as dense training and fine-tuning together, at the rate of scratch."""
+    dense_epochs = TrainingRecipe().epochs if subject.trained_epochs is None else subject.trained_epochs
+    choices = replace(request.training, learning_rate=None)
+    return scratch_recipe(choices, seed=request.seed, epochs=dense_epochs + tuning.epochs)
 
 
 def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None, method: str) -> dict[str, Any]:

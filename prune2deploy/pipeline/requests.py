@@ -4,12 +4,13 @@ None means that the user left the choice to the pipeline, which makes it and say
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prune2deploy.errors import InputError
-from prune2deploy.pipeline.choices import VARIANTS
+from prune2deploy.pipeline.choices import DEFAULT_VARIANTS
 
 InputShape = tuple[int, int, int]
 Claim = float | Literal["flops"]
@@ -48,16 +49,48 @@ class TrainingChoices:
     label_smoothing: float | None = None
     weight_decay: float | None = None
     mixed_precision: str | None = None
+    ema_decay: float | None = None
+    compile: str | None = None
+    micro_batches: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChoices:
+    """How a method that prunes while it trains is to do it.
+
+    ``options`` are fields of the method's own options record, the others take its defaults. ``targets`` None: none.
+    ``alignment`` None takes what ``engine`` and ``precision`` want. ``variants`` are those to make; ``dense`` is
+    always there, and trained only where it is among them.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    targets: Targets | None = None
+    ranking: str = "global"
+    scope: str = "all"
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    exact_only: bool = False
+    alignment: int | None = None
+    engine: str | None = None
+    precision: str | None = None
+    variants: tuple[str, ...] = ("pruned",)
+
+    def __post_init__(self) -> None:
+        _check_holds_pruned(self.variants)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
-    """``p2d train``: train ``model`` on ``data`` from scratch, in a new run (or the one that ``resume`` continues)."""
+    """``p2d train``: train ``model`` on ``data`` from scratch, in a new run (or the one that ``resume`` continues).
+
+    ``method`` is one of ``choices.TRAINING_METHODS``, ``pruning`` how it is to prune; ``dense`` does not.
+    """
 
     model: str
     data: str = "digits"
     input_shape: InputShape | None = None
     method: str = "dense"
+    pruning: MethodChoices = field(default_factory=MethodChoices)
     training: TrainingChoices = field(default_factory=TrainingChoices)
     seed: int = 0
     resume: bool = False
@@ -90,7 +123,7 @@ class PruneRequest:
     alignment: int | None = None
     engine: str | None = None
     precision: str | None = None
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = DEFAULT_VARIANTS
     training: TrainingChoices = field(default_factory=TrainingChoices)
     seed: int = 0
     resume: bool = False
@@ -99,12 +132,7 @@ class PruneRequest:
     command: tuple[str, ...] = ("p2d", "prune")
 
     def __post_init__(self) -> None:
-        if "pruned" not in self.variants:
-            raise InputError(
-                "leaves out the variant that pruning makes",
-                where=f"--variants {','.join(self.variants)}",
-                hint="add pruned to the list",
-            )
+        _check_holds_pruned(self.variants)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,3 +230,12 @@ def check_fraction(option: str, value: float) -> float:
         percent = f"did you mean {option} {value / 100:g}? " if 2 < value < 100 else ""
         raise InputError("is more than the whole model", where=f"{option} {value:g}", hint=percent + example)
     return value
+
+
+def _check_holds_pruned(variants: tuple[str, ...]) -> None:
+    if "pruned" not in variants:
+        raise InputError(
+            "leaves out the variant that pruning makes",
+            where=f"--variants {','.join(variants)}",
+            hint="add pruned to the list",
+        )

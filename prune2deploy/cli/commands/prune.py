@@ -12,6 +12,7 @@ from prune2deploy.cli.tables import percent, variants_table
 from prune2deploy.pipeline.choices import (
     ATTENTION,
     BACKENDS,
+    DEFAULT_VARIANTS,
     ENGINES,
     PRECISIONS,
     PRUNING_METHODS,
@@ -64,7 +65,7 @@ def prune(
             rich_help_panel="Target",
             help=f"What to make, comma-separated: {', '.join(VARIANTS)}.",
         ),
-    ] = ",".join(VARIANTS),
+    ] = ",".join(DEFAULT_VARIANTS),
     model: options.Model = None,
     data: options.Data = None,
     input_shape: options.Input = None,
