@@ -11,7 +11,8 @@
         bench/                      result.json and raw samples
         report/                     report.html, report.md, report.json, junit.xml
 
-Every file is written atomically, the manifest last, so that a killed run is never left half-written.
+Every file is written atomically, the manifest last, so that a killed run is never left half-written. With several
+processes the main one writes, and all of them see the manifest that it wrote.
 """
 
 import datetime
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from prune2deploy.errors import InputError, StorageError
+from prune2deploy.processes import on_main
 from prune2deploy.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -137,6 +139,10 @@ class RunFolder:
             InputError: ``out`` exists and is not empty.
             StorageError: the folder cannot be written.
         """
+        return on_main(lambda: cls._created(manifest, name=name, out=out))
+
+    @classmethod
+    def _created(cls, manifest: RunManifest, *, name: str, out: Path | None) -> "RunFolder":
         if out is None:
             safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "run"
             stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
@@ -159,6 +165,10 @@ class RunFolder:
         Raises:
             InputError: there is no such run, or its manifest is damaged.
         """
+        return on_main(lambda: cls._opened(path))
+
+    @classmethod
+    def _opened(cls, path: Path | None) -> "RunFolder":
         folder = path if path is not None else Path(RUNS_FOLDER) / LATEST
         if not (folder / MANIFEST).is_file():
             if path is None:
@@ -173,8 +183,11 @@ class RunFolder:
 
     def save(self, manifest: RunManifest) -> None:
         """Replace the manifest, on disk and here."""
+        self.manifest = on_main(lambda: self._written(manifest))
+
+    def _written(self, manifest: RunManifest) -> RunManifest:
         write_json(self.path / MANIFEST, manifest.to_document())
-        self.manifest = manifest
+        return manifest
 
     def save_variant(self, variant: VariantRecord) -> None:
         """Add or replace one variant in the manifest."""

@@ -32,7 +32,7 @@ ALLOWED = {
     "model": {"user_code"},
     "data": {"user_code"},
 }
-FOR_ALL = {"errors", "run", "storage", "progress", "evaluation"}
+FOR_ALL = {"errors", "run", "storage", "progress", "evaluation", "processes"}
 WITHOUT_TORCH = ["engines", "bench", "report"]
 TORCH_FAMILY = {"torch", "torchvision", "timm", "accelerate", "safetensors", "onnxscript"}
 # The torch engine runs torch by its nature: the one exception, if it is there.

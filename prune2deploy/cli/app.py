@@ -16,6 +16,7 @@ from prune2deploy.cli.commands.prune import prune
 from prune2deploy.cli.commands.report import report
 from prune2deploy.cli.commands.train import train
 from prune2deploy.cli.exits import GuardedGroup, raise_on_sigterm
+from prune2deploy.cli.together import check_command
 
 app = typer.Typer(name="p2d", cls=GuardedGroup, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -28,6 +29,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback(epilog="Exit codes, formats and every option: docs/cli.md")
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and leave.")
     ] = False,
@@ -36,6 +38,7 @@ def _root(
 
     Start with p2d demo, or with p2d prune CHECKPOINT --flops 0.33, p2d export, p2d bench, p2d report.
     """
+    check_command(context.invoked_subcommand)
 
 
 _CHAIN = "The chain"

@@ -10,7 +10,9 @@ from typing import Any
 
 from prune2deploy.cli.progress import BarProgress, LineProgress, TellingProgress
 from prune2deploy.cli.tables import plain_lines, rich_table
+from prune2deploy.cli.together import company
 from prune2deploy.pipeline.outcomes import Table
+from prune2deploy.processes import is_main
 from prune2deploy.progress import SILENT, Progress
 
 LOGGER = logging.getLogger("prune2deploy")
@@ -22,12 +24,15 @@ def working(*, quiet: bool, verbose: bool) -> Iterator[Progress]:
 
     Whatever a library prints goes to standard error, so that standard output holds results alone. Other
     libraries' log records up to WARNING and their Python warnings are dropped, unless ``verbose``, which also
-    shows the project's own log. ``quiet`` shows nothing but errors.
+    shows the project's own log. ``quiet`` shows nothing but errors. Of several processes, which meet here, the main one
+    tells what is to be told.
     """
+    verbose = verbose and is_main()
     with redirect_stdout(sys.stderr), _logging(verbose=verbose), warnings.catch_warnings():
         if not verbose and not sys.warnoptions:
             warnings.simplefilter("ignore")
-        if quiet:
+        company.join()
+        if quiet or not is_main():
             yield SILENT
         elif sys.stderr.isatty():
             with _bars() as progress:

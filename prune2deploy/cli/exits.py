@@ -7,14 +7,18 @@ out of memory          5
 full or read-only disk 6
 Ctrl-C / SIGTERM       130 / 143, with how to go on
 closed pipe            141, silently (``p2d inspect ... | head``)
+a process was lost     5 (of several, where it could not say why)
 anything else          a bug: Python's traceback and 1
 =====================  ====================================================================
+
+Of several processes one speaks, and all leave with the same code (``cli.together``).
 """
 
 import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -22,10 +26,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from prune2deploy import processes
+from prune2deploy.cli.together import company, mute, was_lost
 from prune2deploy.errors import P2DError
 
+EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_NOT_ENOUGH_MEMORY = 5
+EXIT_PROCESS_LOST = 5
 EXIT_CANNOT_WRITE = 6
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_CLOSED_PIPE = 141
@@ -64,11 +72,13 @@ class GuardedGroup(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run the program and leave with its exit code. Does not return."""
         extra["standalone_mode"] = False
+        mute()
         code = 0
         try:
             result = super().main(args, *rest, **extra)
             code = result if isinstance(result, int) else 0
             sys.stdout.flush()
+            company.leave()
         except P2DError as error:
             code = _fail(str(error), code=error.exit_code)
         except typer.TyperException as error:
@@ -77,14 +87,20 @@ class GuardedGroup(TyperGroup):
             code = _stopped(stop)
         except BrokenPipeError:
             _abandon_standard_output()
-            code = EXIT_CLOSED_PIPE
+            _, code = company.agree_on(EXIT_CLOSED_PIPE)
         except Exception as error:
             expected = _expected(error)
-            if expected is None:
+            if expected is not None:
+                code = _fail(expected[0], code=expected[1])
+            else:
                 error.add_note("This is a bug in p2d. Please report it with this traceback.")
-                raise
-            line, code = expected
-            _fail(line, code=code)
+                if processes.count() == 1:
+                    raise
+                code = _show_bug(error)
+        if code and processes.count() > 1:
+            # What is left of the group would wait for the others.
+            sys.stderr.flush()
+            os._exit(code)
         sys.exit(code)
 
 
@@ -106,6 +122,9 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     device_out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     if isinstance(error, (MemoryError, device_out_of_memory)):
         return "there is not enough memory; lower --batch-size, --batch or --input", EXIT_NOT_ENOUGH_MEMORY
+    if was_lost(error):
+        line = f"another of the {processes.count()} processes ended without a word (killed, or out of memory)"
+        return f"{line}; the same command with --resume goes on", EXIT_PROCESS_LOST
     return None
 
 
@@ -123,7 +142,16 @@ def _stopped(stop: BaseException) -> int:
 
 
 def _fail(message: str, *, code: int) -> int:
-    sys.stderr.write(f"p2d: error: {' '.join(message.split())}\n")
+    speaks, code = company.agree_on(code)
+    if speaks:
+        sys.stderr.write(f"p2d: error: {' '.join(message.split())}\n")
+    return code
+
+
+def _show_bug(error: Exception) -> int:
+    speaks, code = company.agree_on(EXIT_BUG)
+    if speaks:
+        traceback.print_exception(error)
     return code
 
 

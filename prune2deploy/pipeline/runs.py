@@ -1,4 +1,7 @@
-"""Beginning, resuming and ending a run."""
+"""Beginning, resuming and ending a run.
+
+With several processes the main one looks at the disk and all learn what it saw: all must call these functions.
+"""
 
 import contextlib
 import datetime
@@ -12,6 +15,7 @@ from typing import Any
 from prune2deploy.bench.environment import versions
 from prune2deploy.errors import InputError, P2DError, StorageError
 from prune2deploy.model.spec import ModelSpec
+from prune2deploy.processes import count, gathered, is_main, on_main
 from prune2deploy.progress import Progress
 from prune2deploy.run import LATEST, MANIFEST, RUNS_FOLDER, RunFolder, RunManifest
 
@@ -22,8 +26,19 @@ def run_to_resume(command: str, *, out: Path | None, progress: Progress) -> RunF
     """The run at ``out`` (None: the latest); None where ``command`` has begun none, so that there is nothing to resume.
 
     Raises:
-        InputError: ``out`` holds something else, or a damaged run.
+        InputError: ``out`` holds something else, or a damaged run; a process on another machine does not see it.
     """
+    run = on_main(lambda: _run_begun(command, out=out, progress=progress))
+    if run is not None and not all(gathered((run.path / MANIFEST).is_file())):
+        raise InputError(
+            f"is not seen by all {count()} processes",
+            where=f"--resume, {run.path}",
+            hint="keep the run in a folder that all machines share, and start them all in the same place",
+        )
+    return run
+
+
+def _run_begun(command: str, *, out: Path | None, progress: Progress) -> RunFolder | None:
     folder = out if out is not None else Path(RUNS_FOLDER) / LATEST
     if (folder / MANIFEST).is_file():
         run = RunFolder.open(out)
@@ -92,12 +107,13 @@ def new_run(
         options=_plain(options),
     )
     link = Path(RUNS_FOLDER) / LATEST
-    earlier = link.readlink() if link.is_symlink() else None
+    earlier = link.readlink() if is_main() and link.is_symlink() else None
     run = RunFolder.create(manifest, name=model.name.rpartition(":")[2], out=out)
     try:
         yield run
     except P2DError as error:
-        if not isinstance(error, StorageError) and not run.manifest.variants and not run.training_folder.exists():
+        kept = isinstance(error, StorageError) or run.manifest.variants or run.training_folder.exists()
+        if is_main() and not kept:
             _withdraw(run, link=link, earlier=earlier)
         raise
 
@@ -108,6 +124,10 @@ def check_out(out: Path | None) -> None:
     Raises:
         InputError: ``out`` exists and is no empty folder.
     """
+    on_main(lambda: _check_out(out))
+
+
+def _check_out(out: Path | None) -> None:
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         hint = "add --resume to go on with it, or name a new folder" if (out / MANIFEST).is_file() else None
         raise InputError(

@@ -10,6 +10,7 @@ from prune2deploy.checkpoint.bundle import save_bundle
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.pipeline.outcomes import VariantRow
 from prune2deploy.pipeline.subject import Subject
+from prune2deploy.processes import on_main
 from prune2deploy.run import RunFolder, RunManifest, VariantRecord
 
 
@@ -29,27 +30,35 @@ def keep_variant(
 ) -> None:
     """Write the bundle of a variant and enter it in the manifest. ``epochs`` counts all its training so far.
 
+    With several processes all must call it; the main one's weights and accuracies are kept.
+
     Raises:
         StorageError: it cannot be written; the run is as it was.
     """
     normalization = splits.normalization if splits is not None else subject.normalization
-    save_bundle(
-        run.bundle_path(name),
-        model,
-        spec=subject.spec,
-        plan=_since_the_start(subject.plan, plan),
-        input_shape=subject.input_shape,
-        class_names=splits.class_names if splits is not None else (),
-        data=splits.name if splits is not None else subject.data,
-        normalization=None if normalization is None else (normalization.mean, normalization.std),
-        provenance={
-            "variant": name,
-            "command": list(run.manifest.command),
-            "epochs": epochs,
-            "training": dict(training),
-        },
-        metrics={"flops": flops, "parameters": parameters, **accuracies},
-    )
+    metrics = {"flops": flops, "parameters": parameters, **accuracies}
+    provenance = {
+        "variant": name,
+        "command": list(run.manifest.command),
+        "epochs": epochs,
+        "training": dict(training),
+    }
+
+    def write() -> None:
+        save_bundle(
+            run.bundle_path(name),
+            model,
+            spec=subject.spec,
+            plan=_since_the_start(subject.plan, plan),
+            input_shape=subject.input_shape,
+            class_names=splits.class_names if splits is not None else (),
+            data=splits.name if splits is not None else subject.data,
+            normalization=None if normalization is None else (normalization.mean, normalization.std),
+            provenance=provenance,
+            metrics=metrics,
+        )
+
+    on_main(write)
     run.save_variant(
         VariantRecord(
             name=name,
