@@ -78,6 +78,34 @@ class Group:
         return len(self.channels) * self.positions
 
 
+class Becomes(enum.StrEnum):
+    """What stands in the place of a module of a branch that left.
+
+    ``ZEROS``: new zeros of the shape of its input. ``INPUT``: its input, unchanged.
+    """
+
+    ZEROS = "zeros"
+    INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """What a residual addition adds to its shortcut, and which can leave whole: zeros are added then.
+
+    ``name`` is its last module. ``modules``: what becomes of each module that leaves, by path, none inside another.
+    ``groups`` are the groups that are produced and read inside only; a mask in which all of them are empty removes the
+    branch. ``tensors`` are the ``state_dict`` names that leave, each alias included. ``node`` is the name of the
+    addition in the exported program and ``argument`` the number of its argument that becomes zero.
+    """
+
+    name: str
+    modules: Mapping[str, Becomes]
+    groups: tuple[int, ...]
+    tensors: tuple[str, ...]
+    node: str
+    argument: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenReason:
     """Why some indices cannot leave: the first cause in the order of execution.
@@ -104,7 +132,8 @@ class ChannelGraph:
     """Everything that can leave a model, what holds it together and what it costs.
 
     ``shapes`` are the dense shapes of all tensors of the ``state_dict``; ``fingerprint`` identifies them.
-    ``group_of`` has shape (channel_count,). ``cost`` gives FLOPs and parameters of any channel mask.
+    ``group_of`` has shape (channel_count,). ``cost`` gives FLOPs and parameters of any channel mask. ``branches`` are
+    the residual branches that can leave whole, in the order of execution.
     """
 
     fingerprint: str
@@ -115,6 +144,7 @@ class ChannelGraph:
     cost: CostModel
     channel_count: int
     aliases: Mapping[str, str] = field(default_factory=dict)
+    branches: tuple[Branch, ...] = ()
 
     @cached_property
     def group_of(self) -> NDArray[np.int64]:
@@ -178,13 +208,25 @@ class ChannelGraph:
         kept = [group for group in self.groups if group.index not in reasons]
         groups = tuple(replace(group, index=index, channels=number[group.channels]) for index, group in enumerate(kept))
         count = int((number[:-1] != FROZEN).sum())
+        index_after = {group.index: index for index, group in enumerate(kept)}
+        branches = tuple(
+            replace(branch, groups=tuple(index_after[index] for index in branch.groups))
+            for branch in self.branches
+            if index_after.keys() >= set(branch.groups)
+        )
         return replace(
             self,
             axes=tuple(axis for axis in axes if (axis.channels != FROZEN).any()),
             groups=groups,
             frozen=(*self.frozen, *frozen),
-            cost=replace(self.cost, channel_count=count, widths=[number[width] for width in self.cost.widths]),
+            cost=replace(
+                self.cost,
+                channel_count=count,
+                widths=[number[width] for width in self.cost.widths],
+                branches={branch.name: number[self.cost.branches[branch.name]] for branch in branches},
+            ),
             channel_count=count,
+            branches=branches,
         )
 
     def _place_of(self, index: int, lines: Mapping[int, str]) -> str:
@@ -195,6 +237,20 @@ class ChannelGraph:
         """Which of ``groups`` keeps each index of a width: a group, ``FREE`` or ``HELD_ALREADY``."""
         owner = np.append(self.group_of, HELD_ALREADY)[width]  # the last entry answers for FROZEN = -1
         return np.where((owner == HELD_ALREADY) | np.isin(owner, list(groups)), owner, FREE)
+
+    def without_branches(self, names: Collection[str]) -> "ChannelGraph":
+        """The graph in which these branches cannot leave whole. Their channels still can, but for the last."""
+        branches = tuple(branch for branch in self.branches if branch.name not in names)
+        inside = {branch.name: self.cost.branches[branch.name] for branch in branches}
+        return replace(self, branches=branches, cost=replace(self.cost, branches=inside))
+
+    def removed_branches(self, kept: ChannelMask) -> tuple[Branch, ...]:
+        """The branches of which a mask, shape (channel_count,), leaves nothing: they leave whole."""
+        return tuple(
+            branch
+            for branch in self.branches
+            if not any(kept[self.groups[index].channels].any() for index in branch.groups)
+        )
 
     def kept_widths(self, kept: ChannelMask) -> tuple[int, ...]:
         """Width of each group under a mask, in indices of the producing dimension."""

@@ -5,8 +5,8 @@ dimension. So the cost of a mask needs no forward pass, and is exact to the last
 multiply-accumulates of convolutions and matrix products at batch 1, as ``torch.utils.flop_counter`` counts them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,26 +19,30 @@ class CostTerm:
     """``coefficient`` times the product of the kept sizes of ``widths``, which index ``CostModel.widths``.
 
     ``layer`` is the module path of the operator (for FLOPs) or the tensor (for parameters). ``produced`` is the one of
-    ``widths`` that an operator's own weight makes, None where it has no such dimension.
+    ``widths`` that an operator's own weight makes, None where it has no such dimension. ``branches`` are the residual
+    branches, by name, with which it leaves whole.
     """
 
     layer: str
     coefficient: int
     widths: tuple[int, ...]
     produced: int | None = None
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
     """The cost of a model as a polynomial in its widths.
 
-    ``widths`` holds, for each distinct dimension, the channel of each of its indices (-1 where frozen).
+    ``widths`` holds, for each distinct dimension, the channel of each of its indices (-1 where frozen). ``branches``
+    has the channels of each residual branch that can leave whole, by name: without any of them, its terms cost nothing.
     """
 
     channel_count: int
     widths: Sequence[NDArray[np.int64]]
     flop_terms: tuple[CostTerm, ...]
     parameter_terms: tuple[CostTerm, ...]
+    branches: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @cached_property
     def dense_flops(self) -> int:
@@ -60,11 +64,16 @@ class CostModel:
 
     def flops_by_layer(self, kept: NDArray[np.bool_]) -> dict[str, int]:
         """FLOPs at batch 1 of each layer (summed over its calls), in order of first execution."""
-        sizes = self.sizes(kept)
+        sizes, gone = self.sizes(kept), self.removed_branches(kept)
         layers: dict[str, int] = {}
         for term in self.flop_terms:
-            layers[term.layer] = layers.get(term.layer, 0) + _product(term, sizes)
+            flops = _product(term, sizes) if gone.isdisjoint(term.branches) else 0
+            layers[term.layer] = layers.get(term.layer, 0) + flops
         return layers
+
+    def removed_branches(self, kept: NDArray[np.bool_]) -> Set[str]:
+        """Names of the branches of which a mask leaves nothing."""
+        return {name for name, channels in self.branches.items() if not kept[channels].any()}
 
     def sizes(self, kept: NDArray[np.bool_]) -> list[int]:
         """Kept size of every width."""
@@ -72,8 +81,8 @@ class CostModel:
         return [int(count) for count in counts]
 
     def _evaluate(self, terms: tuple[CostTerm, ...], kept: NDArray[np.bool_]) -> int:
-        sizes = self.sizes(kept)
-        return sum(_product(term, sizes) for term in terms)
+        sizes, gone = self.sizes(kept), self.removed_branches(kept)
+        return sum(_product(term, sizes) for term in terms if gone.isdisjoint(term.branches))
 
     @cached_property
     def incidence(self) -> sparse.csr_array:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from prune2deploy.errors import ModelError
+from prune2deploy.graph.branches import with_branches
 from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.graph.inline import inline_wrappers, write_scales
 from prune2deploy.graph.interpret import Interpretation, interpret, tensors_of
@@ -113,8 +114,11 @@ def trace_program(
     tensors = tensors_of(model)
     interpretation = interpret(program, tensors, sizes_are_free=sizes_are_free, attention=attention)
     resolved = resolve(interpretation.labelling, tensors)
+    graph = resolved.graph
+    if not sizes_are_free:  # an edited graph has no modules that could be replaced
+        graph = with_branches(graph, program, interpretation, resolved.channel_of_label)
     return Trace(
-        graph=resolved.graph,
+        graph=graph,
         program=program,
         reads=resolved.reads,
         norms=resolved.norms,
