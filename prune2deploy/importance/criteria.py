@@ -11,6 +11,8 @@ from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.importance.bn_scale import bn_scale
 from prune2deploy.importance.criterion import Batches, Criterion, Normalization, Scores
 from prune2deploy.importance.fisher import fisher
+from prune2deploy.importance.fpgm import fpgm
+from prune2deploy.importance.lamp import lamp
 from prune2deploy.importance.magnitude import l1, l2
 from prune2deploy.importance.normalize import normalise
 from prune2deploy.importance.random_scores import random_scores
@@ -22,6 +24,8 @@ CRITERIA = {criterion.name: criterion for criterion in (
     Criterion(name="l1", needs_data=False, normalization="none", function=l1, source="Li et al. 2017"),
     Criterion(name="l2", needs_data=False, normalization="mean", function=l2, source="Li et al. 2017"),
     Criterion(name="bn-scale", needs_data=False, normalization="mean", function=bn_scale, source="Liu et al. 2017"),
+    Criterion(name="lamp", needs_data=False, normalization="none", function=lamp, source="Lee et al. 2021"),
+    Criterion(name="fpgm", needs_data=False, normalization="mean", function=fpgm, source="He et al. 2019"),
     Criterion(name="taylor", needs_data=True, normalization="mean", function=taylor, source="Molchanov et al. 2019"),
     Criterion(name="taylor-bn", needs_data=True, normalization="mean", function=taylor_bn, source="the same, as gates"),
     Criterion(name="fisher", needs_data=True, normalization="mean", function=fisher, source="Theis et al. 2018"),

@@ -14,6 +14,8 @@ PRUNING_METHODS: Mapping[str, str] = {
     "l1": "sum of the absolute weights of a channel",
     "l2": "Euclidean norm of the weights of a channel",
     "bn-scale": "absolute scale of the batch norm behind a channel",
+    "lamp": "squared weights of a channel over those of it and all larger ones of its layer",
+    "fpgm": "distance of the weights of a channel from those of the others of its layer",
     "taylor": "squared first-order change of the loss (needs data)",
     "taylor-bn": "the same, through the scale and shift of the batch norm (needs data)",
     "fisher": "squared gradient of a gate on the channel, per sample (needs data)",
