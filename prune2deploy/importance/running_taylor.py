@@ -77,6 +77,12 @@ class RunningTaylor:
         """Begin again, at the next step."""
         self._total = self._steps = None
 
+    def go_on_from(self, sums: Scores, steps: float, device: torch.device) -> None:
+        """Stand where ``total`` gave these; ``device`` is the model's."""
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self._total = torch.from_numpy(sums.copy()).to(device=device, dtype=exact)
+        self._steps = torch.tensor(steps, device=device, dtype=exact)
+
     def _index(self, axis: Axis, device: torch.device) -> Tensor:
         key = (axis.tensor, axis.dim)
         if key not in self._channels or self._channels[key].device != device:

@@ -32,7 +32,7 @@ class SampleGates:
         self._model = model
         self._axes = graph.axes_with(Role.CONSUMER)
         self._parameters = parameters_of(model, self._axes)
-        self._readers = _readers(model, self._axes, self._parameters)
+        self._readers = readers_of(model, self._axes)
         self._fast: bool | None = None if self._readers is not None else False
 
     def gradients(self, images: Tensor, labels: Tensor) -> NDArray[np.float64]:
@@ -107,10 +107,9 @@ class _Gates:
         return module.register_forward_pre_hook(gated)
 
 
-def _readers(
-    model: nn.Module, axes: tuple[Axis, ...], parameters: dict[str, nn.Parameter]
-) -> list[tuple[nn.Module, Axis]] | None:
+def readers_of(model: nn.Module, axes: tuple[Axis, ...]) -> list[tuple[nn.Module, Axis]] | None:
     """The modules that read through each axis, or None where one is read by something else."""
+    parameters = parameters_of(model, axes)
     readers: list[tuple[nn.Module, Axis]] = []
     for axis in axes:
         own = [

@@ -55,7 +55,8 @@ class StepView:
     ``model`` is the bare module, whose parameters hold the gradients in ``.grad``: unscaled, not yet clipped, of the
     mean loss of the whole batch (over all processes) with the penalty. Shapes: ``images`` (N, C, H, W), ``labels``
     (N,), ``logits`` (N, classes) and ``loss`` () without the penalty, both detached; N is this process's share of the
-    batch. ``epoch`` and ``step`` (over the whole training) count from 0.
+    batch. ``epoch`` and ``step`` (over the whole training) count from 0. ``loss_scale`` is what mixed precision
+    multiplied the loss by during the backward pass, for those who watched it.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class StepView:
     loss: Tensor
     epoch: int
     step: int
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
