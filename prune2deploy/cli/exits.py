@@ -27,13 +27,12 @@ import typer
 from typer.core import TyperGroup
 
 from prune2deploy import processes
-from prune2deploy.cli.together import company, mute, was_lost
+from prune2deploy.cli.together import EXIT_PROCESS_LOST, company, lost_line, mute, was_lost
 from prune2deploy.errors import P2DError
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_NOT_ENOUGH_MEMORY = 5
-EXIT_PROCESS_LOST = 5
 EXIT_CANNOT_WRITE = 6
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_CLOSED_PIPE = 141
@@ -123,8 +122,7 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, (MemoryError, device_out_of_memory)):
         return "there is not enough memory; lower --batch-size, --batch or --input", EXIT_NOT_ENOUGH_MEMORY
     if was_lost(error):
-        line = f"another of the {processes.count()} processes ended without a word (killed, or out of memory)"
-        return f"{line}; the same command with --resume goes on", EXIT_PROCESS_LOST
+        return lost_line(), EXIT_PROCESS_LOST
     return None
 
 

@@ -2,7 +2,7 @@
 
 The first process that fails writes its code where all see it and prints the one error line; the others, which fail for
 the same reason or because they lost it, leave silently with the same code. A process that hangs, waiting for one that
-is gone, is ended after a while. What they write to is the store that ``torchrun`` keeps (or the main process).
+is gone, is ended after a while. They write to the store that ``torchrun`` keeps, or else the main process.
 """
 
 import os
@@ -17,10 +17,11 @@ from prune2deploy import processes
 from prune2deploy.errors import InputError
 
 COMMANDS = ("train", "prune", "family")
+EXIT_PROCESS_LOST = 5
 
 _GRACE_SECONDS = 10.0
 _WATCH_SECONDS = 0.5
-_OTHERS_SECONDS = 2.0
+_OTHERS_SECONDS = 10.0
 
 
 def check_command(name: str | None) -> None:
@@ -51,6 +52,7 @@ class Company:
         self._watch: threading.Thread | None = None
         self._leaving = threading.Event()
         self._code: int | None = None
+        self._aware = threading.Lock()
 
     def join(self) -> None:
         """Meet the others, and see from now on when one of them fails. Nothing with one process.
@@ -86,37 +88,57 @@ class Company:
         if self._store is None:
             return processes.is_main(), code
         try:
-            first = self._store.add("failed", 1) == 1
-            if first:
+            if self._store.add("failed", 1) == 1:
                 self._store.set("code", str(code))
+                self._be_aware()
                 self._wait_for_others()
                 return True, code
-            return False, int(self._store.get("code"))
+            self._code = int(self._store.get("code"))
+            self._be_aware()
+            return False, self._code
         except RuntimeError:
             # The store has gone with the process that kept it.
             return self._code is None, code if self._code is None else self._code
 
+    def _be_aware(self) -> None:
+        """Count this process, once, among those that know the code."""
+        if self._aware.acquire(blocking=False):
+            self._store.add("aware", 1)
+
     def _wait_for_others(self) -> None:
-        """Let those that fail for the same reason leave by themselves, before ``torchrun`` ends them."""
+        """Stay until all know the code: the store, or ``torchrun``'s patience, may end with this process."""
         limit = time.monotonic() + _OTHERS_SECONDS
-        while self._store.add("failed", 0) < processes.count() and time.monotonic() < limit:
+        while self._store.add("aware", 0) < processes.count() and time.monotonic() < limit:
             time.sleep(0.02)
 
     def _end_when_another_failed(self) -> None:
         while not self._leaving.wait(_WATCH_SECONDS):
+            lost = False
             try:
                 if self._store.check(["code"]):
                     self._code = int(self._store.get("code"))
+                    self._be_aware()
             except RuntimeError:
-                # Who kept the store is gone: its code was seen before, or it was killed.
-                self._code = self._code if self._code is not None else 1
-            if self._code is not None:
+                lost = True
+            if lost or self._code is not None:
+                # Most often the main thread sees it too, and leaves in order.
                 if not self._leaving.wait(_GRACE_SECONDS):
-                    os._exit(self._code)
+                    if self._code is None:
+                        sys.stderr.write(f"p2d: error: {lost_line()}\n")
+                        sys.stderr.flush()
+                    os._exit(EXIT_PROCESS_LOST if self._code is None else self._code)
                 return
 
 
 company = Company()
+
+
+def lost_line() -> str:
+    """What the user is told where a process ended without saying why."""
+    return (
+        f"another of the {processes.count()} processes ended without a word (killed, or out of memory); "
+        "the same command with --resume goes on"
+    )
 
 
 def was_lost(error: Exception) -> bool:
