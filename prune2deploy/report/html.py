@@ -16,7 +16,17 @@ from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
 _TEMPLATE = "report.html.j2"
-_OPEN_TABLES = ("speed", "claims", "controls", "variants", "costs", "frozen")
+_OPEN_TABLES = (
+    "speed",
+    "claims",
+    "controls",
+    "variants",
+    "costs",
+    "method",
+    "method-rounds",
+    "method-reconfigurations",
+    "frozen",
+)
 
 
 def html_report(content: ReportContent) -> str:

@@ -9,6 +9,7 @@ from prune2deploy.report.html import html_report
 from prune2deploy.report.markdown import markdown_report
 from prune2deploy.report.methods import size_plot
 from prune2deploy.report.plots import report_plots
+from prune2deploy.report.tables import report_tables
 from prune2deploy.run import RunManifest
 
 IMAGES = 12_000
@@ -86,3 +87,68 @@ def test_a_network_that_kept_its_size_is_not(make_manifest) -> None:
     history = [{**epoch, "flops": manifest.variants["dense"].flops} for epoch in [{"epoch": 1}, {"epoch": 2}]]
     assert size_plot(content_of(with_training(manifest, "dense", history=history))) is None
     assert "sizes" not in {plot.key for plot in report_plots(content_of(manifest))}
+
+
+def with_findings(manifest: RunManifest, **findings: Any) -> ReportContent:
+    return content_of(replace(manifest, pruning={**manifest.pruning, "findings": findings}))
+
+
+def keys_of(content: ReportContent) -> set[str]:
+    return {table.key for table in report_tables(content)} | {plot.key for plot in report_plots(content)}
+
+
+EPI = {
+    "threshold": 0.983,
+    "curve": [
+        {"epoch": epoch, "epi": None if epoch < 3 else 0.9 + epoch / 100, "widths": [8, 9]} for epoch in range(1, 8)
+    ],
+    "pruned": {"epoch": 7, "how": "fallback", "epi": 0.97, "alignment": 16},
+}
+
+
+def test_when_epi_pruned_is_drawn_and_why_then(make_manifest) -> None:
+    content = with_findings(make_manifest(), **EPI)
+    assert {"epi", "method-epi", "method"} <= keys_of(content)
+    (plot,) = [plot for plot in report_plots(content) if plot.key == "epi"]
+    assert plot.description.endswith("pruned after epoch 7, the fallback.")
+    (table,) = [table for table in report_tables(content) if table.key == "method-epi"]
+    assert table.rows[0] == ("1", "–", "17")
+    assert table.rows[-1] == ("7", "0.97", "17")
+
+
+def test_a_curve_that_is_not_defined_anywhere_is_not_drawn(make_manifest) -> None:
+    content = with_findings(make_manifest(), **{**EPI, "curve": EPI["curve"][:2]})
+    assert "epi" not in keys_of(content)
+
+
+def test_what_survived_each_reconfiguration_is_drawn(make_manifest) -> None:
+    manifest = make_manifest(layers=2)
+    first, second = (layer["name"] for layer in manifest.pruning["layers"])
+    cut = {"dead": 5, "removed": 4, "kept_for_alignment": 1, "kept_as_last": 0, "branches": [], "batch_size": 128}
+    cut |= {"flops": 0.5, "parameters": 0.6}
+    cuts = [{**cut, "epoch": epoch, "widths": {first: 64 - epoch, second: 32}} for epoch in (10, 20)]
+    content = with_findings(manifest, reconfigurations=cuts, schedule={"epochs": 25, "steps": 100})
+    assert {"surviving", "method-reconfigurations", "method-widths"} <= keys_of(content)
+    (table,) = [table for table in report_tables(content) if table.key == "method-widths"]
+    assert table.columns == ("layer", "epoch 10", "epoch 20")
+    assert table.rows == ((first, "54", "44"), (second, "32", "32"))
+    (plot,) = [plot for plot in report_plots(content) if plot.key == "surviving"]
+    assert "76 of 128 channels stay after 2 reconfigurations" in plot.description
+
+
+def test_densities_are_drawn_with_the_cuts_between_rounds(make_manifest) -> None:
+    curve = [{"epoch": epoch, "round": epoch // 4, "densities": {"a": 0.5, "b": 0.25}} for epoch in range(1, 7)]
+    rounds = [{"begins_after": 0, "epochs": 3, "widths": {"a": 8, "b": 8}, "densities": {"a": 0.5, "b": 0.25}}]
+    rounds += [{"begins_after": 3, "epochs": 3, "widths": {"a": 4, "b": 2}, "densities": None}]
+    rounds = [{**one, "training_accuracy": 0.9, "flops": 0.5, "parameters": 0.5} for one in rounds]
+    content = with_findings(make_manifest(), curve=curve, rounds=rounds, stopped="densities no longer move")
+    assert {"densities", "method-rounds", "method-widths"} <= keys_of(content)
+    (plot,) = [plot for plot in report_plots(content) if plot.key == "densities"]
+    assert "Upright lines show 1 cut. They ended because densities no longer move." in plot.description
+    (table,) = [table for table in report_tables(content) if table.key == "method-widths"]
+    assert table.columns == ("layer", "round 0", "density", "round 1")
+    assert table.rows == (("a", "8", "50.0%", "4"), ("b", "8", "25.0%", "2"))
+
+
+def test_a_run_without_a_method_shows_none_of_this(make_manifest) -> None:
+    assert not {key for key in keys_of(content_of(make_manifest())) if key.startswith("method")}
