@@ -1,8 +1,8 @@
 """Where computing happens: Accelerate chooses the device, and a model that was moved goes back afterwards."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -10,14 +10,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 from prune2deploy.errors import EngineError
+from prune2deploy.processes import without_accelerator
 from prune2deploy.training.recipe import MixedPrecision
-
-_TRUE = ("1", "true", "yes", "on", "y", "t")
 
 
 def preferred_device() -> torch.device:
     """The device that this process computes on: the GPU that Accelerate assigns, or the CPU."""
-    device: torch.device = PartialState(cpu=_on_cpu()).device
+    device: torch.device = PartialState(cpu=without_accelerator()).device
     return device
 
 
@@ -35,7 +34,7 @@ def accelerator_for(mixed_precision: MixedPrecision) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
-            cpu=_on_cpu(),
+            cpu=without_accelerator(),
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
         )
     except ValueError as error:
@@ -58,14 +57,28 @@ def placed(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
+def compiled(model: nn.Module, backend: str | None) -> nn.Module:
+    """``torch.compile`` of a model, or the model itself where ``backend`` is None; what was compiled is forgotten.
+
+    Raises:
+        EngineError: there is no such backend here.
+    """
+    if backend is None:
+        return model
+    torch._dynamo.reset()
+    try:
+        return cast(nn.Module, torch.compile(model, backend=backend))
+    except torch._dynamo.exc.InvalidBackend as error:
+        raise EngineError(
+            f"torch.compile has no backend {backend} here",
+            where="--compile",
+            hint=f"choose one of {', '.join(torch._dynamo.list_backends())}",
+        ) from error
+
+
 def _unavailable(mixed_precision: MixedPrecision) -> EngineError:
     return EngineError(
         f"{mixed_precision} is not available on {preferred_device()}",
         where="--mixed-precision",
         hint="choose bf16 or no, or train on a GPU that has it",
     )
-
-
-def _on_cpu() -> bool:
-    # Said outright, because Accelerate would otherwise take each of several processes without a GPU for the only one.
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE or not torch.accelerator.is_available()

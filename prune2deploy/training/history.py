@@ -1,11 +1,13 @@
 """What a training leaves behind: one record an epoch, and the result."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError
+from prune2deploy.policies.policy import Findings
+from prune2deploy.training.cost import TrainingCost
 from prune2deploy.training.recipe import TrainingRecipe
 
 
@@ -15,8 +17,9 @@ class EpochRecord:
 
     ``loss`` (nat, label smoothing included, penalties of a policy not) and ``training_accuracy`` are averages over the
     epoch, in ``train`` mode and with augmentation; ``accuracy`` is that on the evaluation split at its end.
-    ``learning_rate`` is that of its last step. ``seconds`` covers training alone, without evaluation.
-    ``parameters`` counts the learnable values that were trained.
+    ``learning_rate`` is that of its last step, ``batch_size`` that of all processes together. ``seconds`` covers
+    training alone, without evaluation. ``parameters`` counts the learnable values and ``flops`` the forward FLOPs of
+    one image of the model at its last step.
     """
 
     epoch: int
@@ -26,11 +29,13 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     parameters: int
+    flops: int
+    batch_size: int
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "EpochRecord":
         """From a JSON object. Raises ``KeyError`` where a field is missing."""
-        return cls(**{field.name: document[field.name] for field in fields(cls)})
+        return cls(**{one.name: document[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,8 @@ class TrainingResult:
 
     ``accuracy`` and ``loss`` are those of the final model on the evaluation split. ``images_per_second`` is the
     training throughput over all epochs and processes, evaluation not counted. ``plan`` is everything that a policy
-    cut, relative to the model as it was passed in. ``resumed_at`` is the number of epochs taken from a state file.
+    cut, relative to the model as it was passed in, and ``findings`` what it saw. ``resumed_at`` is the number of epochs
+    taken from a state file.
     """
 
     recipe: TrainingRecipe
@@ -49,7 +55,9 @@ class TrainingResult:
     images_per_second: float
     device: str
     processes: int
+    cost: TrainingCost
     plan: PrunePlan | None = None
+    findings: Findings = field(default_factory=Findings)
     resumed_at: int = 0
 
     @property
@@ -66,6 +74,8 @@ class TrainingResult:
             "seconds": self.seconds,
             "device": self.device,
             "processes": self.processes,
+            "cost": self.cost.to_document(),
+            "findings": dict(self.findings.document),
             "resumed_at": self.resumed_at,
         }
 

@@ -1,33 +1,40 @@
 """The training loop: plain training, fine-tuning, and training that is pruned on the way.
 
-The loop owns everything that a policy's plan disturbs: it cuts the module, slices the optimiser's state, wraps the
-module for its processes anew, and goes on in the same schedule. Accelerate carries device, mixed precision and
-distributed data parallelism; ``accelerate launch`` needs nothing more.
+The loop owns everything that a policy's decision disturbs: it cuts the module and its average, slices the optimiser's
+state, wraps and compiles the module anew, grows the batch, and goes on in the same schedule. Accelerate carries device,
+mixed precision and distributed data parallelism; ``accelerate launch`` needs nothing more.
 """
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
 
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import DataError, InputError
-from prune2deploy.policies.policy import Moment, NoPruning, Policy, StepView, When
+from prune2deploy.policies.policy import Decision, Moment, NoPruning, Policy, Setting, StepView, When
 from prune2deploy.progress import SILENT, Progress, Task
 from prune2deploy.surgery.apply import apply_plan
 from prune2deploy.surgery.optimizer import slice_optimizer_state
-from prune2deploy.training.device import accelerator_for, placed
+from prune2deploy.surgery.verify import count_flops
+from prune2deploy.training.averaging import WeightAverage
+from prune2deploy.training.batches import epoch_loader, parts, sample_batches
+from prune2deploy.training.cost import CostMeter
+from prune2deploy.training.device import accelerator_for, compiled, placed
 from prune2deploy.training.evaluate import Evaluation, check_labels, checked_logits, dataset_size, evaluate
 from prune2deploy.training.history import EpochRecord, TrainingResult
-from prune2deploy.training.optimisation import optimizer_for, scheduler_for
-from prune2deploy.training.randomness import EpochOrder, epoch_seed, own_randomness, seed_everything
+from prune2deploy.training.objective import Objective
+from prune2deploy.training.optimisation import move_schedule, optimizer_for, scheduler_for
+from prune2deploy.training.randomness import epoch_seed, own_randomness, seed_everything
 from prune2deploy.training.recipe import TrainingRecipe
 from prune2deploy.training.state import TrainingState
 
@@ -43,32 +50,38 @@ def train(
     state_path: Path | None = None,
     resume: bool = False,
     policy: Policy | None = None,
+    teacher: nn.Module | None = None,
+    reinitialise: Callable[[nn.Module], object] | None = None,
     description: str = "training",
     progress: Progress = SILENT,
 ) -> TrainingResult:
     """Train ``model`` in place on ``splits.train``, evaluating on ``splits.evaluation`` after every epoch.
 
-    ``description`` names the work in ``progress``. With ``state_path`` the state at the end of each epoch is kept
-    there, atomically. With ``resume`` and such a file the training goes on from it: on a CPU the final weights and
-    the history (apart from seconds) equal those of an uninterrupted training, bit by bit; where all epochs are done,
-    it returns at once. ``model`` is then to be the one that the training began with; what a policy had cut is cut
-    again. The caller's random generators, the model's device and its training flags are left as they were.
+    ``teacher`` is a model whose scores are distilled, by the recipe's ``distill_weight``. ``reinitialise`` draws all
+    weights of the model anew, for policies that ask for it. ``description`` names the work in ``progress``. With
+    ``state_path`` the state at the end of each epoch is kept there, atomically. With ``resume`` and such a file the
+    training goes on from it: on a CPU the final weights and the history (apart from seconds) equal those of an
+    uninterrupted training, bit by bit; where all epochs are done, it returns at once. ``model`` is then to be the one
+    that the training began with; what a policy had cut is cut again. The caller's random generators, the model's device
+    and its training flags are left as they were.
 
     Raises:
         InputError: a value of the recipe does not fit the data or the processes; the loss is not finite (the state of
-            the epoch before stays); the state file is damaged or belongs to another training.
+            the epoch before stays); the state file is damaged or belongs to another training; a policy cannot be used.
+        TargetError: a policy cannot reach its target.
         DataError: a split is empty, or a label is no class of the model.
-        ModelError: the model does not return class scores.
-        EngineError: the mixed precision is not available on this device.
+        ModelError: the model or the teacher does not return class scores.
+        EngineError: the mixed precision or the compiler is not available here.
         StorageError: the state cannot be written; the state of the epoch before is intact.
     """
     flags = {module: module.training for module in model.modules()}
-    training = _Training(model, splits, recipe, state_path, policy, description, progress)
+    training = _Training(model, splits, recipe, state_path, policy, teacher, reinitialise, description, progress)
     device = training.accelerator.device
     try:
-        with own_randomness(device), placed(model, device):
+        with own_randomness(device), placed(model, device), training.objective.ready():
             return training.run(resume=resume)
     finally:
+        training.policy.end()
         training.release()
         for module, flag in flags.items():
             module.training = flag
@@ -84,6 +97,8 @@ class _Training:
         recipe: TrainingRecipe,
         state_path: Path | None,
         policy: Policy | None,
+        teacher: nn.Module | None,
+        reinitialise: Callable[[nn.Module], object] | None,
         description: str,
         progress: Progress,
     ) -> None:
@@ -95,10 +110,13 @@ class _Training:
         self.description = description
         self.plain = policy is None
         self.policy = policy if policy is not None else NoPruning()
+        self.objective = Objective(recipe, teacher, self.accelerator)
+        self.reinitialise = reinitialise
         self.progress = progress if self.accelerator.is_main_process else SILENT
         self.train_size = dataset_size(splits.train)
         self.history: tuple[EpochRecord, ...] = ()
         self.plan: PrunePlan | None = None
+        self.batch_size = recipe.batch_size
         self.own_forward = model.__dict__.get("forward")
         self._check_sizes()
 
@@ -107,25 +125,34 @@ class _Training:
         self._set_up(self._stored_state() if resume else None)
         resumed_at = len(self.history)
         evaluation = None
-        with self.progress.task(self.description, total=self.recipe.epochs * self.steps_per_epoch) as task:
-            task.advance(resumed_at * self.steps_per_epoch)
+        scheduled = self.steps_per_epoch
+        with self.progress.task(self.description, total=self.recipe.epochs * scheduled) as task:
+            task.advance(resumed_at * scheduled)
             if resumed_at == 0:
                 seed_everything(epoch_seed(self.recipe.seed, 0))
                 self._ask(Moment(when=When.BEFORE_TRAINING, model=self.model, epoch=0, step=0))
+                self._grow_batch(epoch=0)
             for epoch in range(resumed_at, self.recipe.epochs):
+                steps = self.steps_per_epoch
                 evaluation = self._epoch(epoch, task)
+                if steps < scheduled:
+                    task.advance(scheduled - steps)
         if evaluation is None:
             evaluation = self._evaluate()
-        seconds = sum(record.seconds for record in self.history)
+        if self.average is not None:
+            self.average.copy_to(self.model)
+        cost = self.meter.total()
         return TrainingResult(
             recipe=self.recipe,
             history=self.history,
             accuracy=evaluation.accuracy,
             loss=evaluation.loss,
-            images_per_second=len(self.history) * self._images_per_epoch() / seconds,
+            images_per_second=cost.images / sum(record.seconds for record in self.history),
             device=str(self.accelerator.device),
             processes=self.accelerator.num_processes,
+            cost=cost,
             plan=self.plan,
+            findings=self.policy.findings(),
             resumed_at=resumed_at,
         )
 
@@ -149,21 +176,21 @@ class _Training:
             )
 
     def _set_up(self, state: TrainingState | None) -> None:
-        device = self.accelerator.device
-        loader: DataLoader[Any] = DataLoader(
-            self.splits.train,
-            batch_size=self.recipe.batch_size,
-            sampler=EpochOrder(range(self.train_size), seed=self.recipe.seed),
-            num_workers=self.recipe.workers,
-            pin_memory=device.type == "cuda",
-            # A last batch of one image would give batch normalisation nothing to take a variance of.
-            drop_last=self.train_size > self.recipe.batch_size and self.train_size % self.recipe.batch_size == 1,
-        )
-        self.loader = self.accelerator.prepare_data_loader(loader)
-        self.steps_per_epoch = len(self.loader)
+        self.dense_flops = state.dense_flops if state is not None else self._flops_of(self.model)
         if state is not None:
             self.model.load_state_dict(state.model)
-        self.wrapped = self.accelerator.prepare_model(self.model)
+            self.batch_size = state.batch_size
+            self.history = state.history
+        self.flops = self._flops_of(self.model)
+        teacher = self.objective.teacher
+        self.teacher_flops = 0 if teacher is None else self._flops_of(teacher)
+        # A copy of the model, so before anything is put on it.
+        ema = self.recipe.ema_decay
+        self.average = None if ema is None else WeightAverage(self.model, decay=ema)
+        if state is not None and self.average is not None and state.average is not None:
+            self.average.load_state_dict(state.average)
+        self._set_batches()
+        self._wrap()
         self.optimizer = optimizer_for(self.model, self.recipe)
         self.scheduler = scheduler_for(self.optimizer, self.recipe, steps_per_epoch=self.steps_per_epoch)
         if state is not None:
@@ -172,16 +199,57 @@ class _Training:
             if self.accelerator.scaler is not None and state.scaler is not None:
                 self.accelerator.scaler.load_state_dict(dict(state.scaler))
             self.policy.load_state_dict(state.policy)
-            self.history = state.history
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
+        self.meter = CostMeter(self.accelerator.device, None if state is None else state.cost)
+        self.steps_done = self.meter.total().steps
+        self.wanted_batch_size = self.batch_size
+        self.policy.begin(self.model, self._setting())
+
+    def _set_batches(self) -> None:
+        self.loader = epoch_loader(self.accelerator, self.splits.train, self.recipe, batch_size=self.batch_size)
+        self.steps_per_epoch = len(self.loader)
+
+    def _wrap(self) -> None:
+        """Wrap the module for its processes, and compile the training step of that."""
+        self.prepared = self.accelerator.prepare_model(self.model)
+        self.stepped = compiled(self.prepared, self.recipe.compile)
+
+    def _setting(self) -> Setting:
+        def samples(images: int) -> Any:
+            return sample_batches(
+                self.accelerator,
+                self.splits.calibration,
+                self.recipe,
+                batch_size=self.recipe.batch_size,
+                images=images,
+            )
+
+        return Setting(
+            epochs=self.recipe.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.batch_size,
+            processes=self.accelerator.num_processes,
+            samples=samples,
+            summed=self._summed,
+        )
+
+    def _summed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.accelerator.num_processes == 1:
+            return values
+        device = self.accelerator.device
+        total = self.accelerator.reduce(torch.from_numpy(np.array(values, dtype=np.float64)).to(device), "sum")
+        summed: NDArray[np.float64] = total.cpu().numpy()
+        return summed
 
     def _epoch(self, epoch: int, task: Task) -> Evaluation:
         seed_everything(epoch_seed(self.recipe.seed, epoch, process=self.accelerator.process_index))
         self.loader.set_epoch(epoch)
         started = time.perf_counter()
+        elsewhere = self._seconds_elsewhere()
         loss, accuracy, learning_rate = self._steps(epoch, task)
-        seconds = time.perf_counter() - started
-        parameters = _learnable_count(self.model)
+        seconds = time.perf_counter() - started - (self._seconds_elsewhere() - elsewhere)
+        self.meter.add_seconds("training", seconds)
+        parameters, flops, batch_size = _learnable_count(self.model), self.flops, self.batch_size
         evaluation = self._evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._diverged(epoch)
@@ -193,22 +261,31 @@ class _Training:
             learning_rate=learning_rate,
             seconds=seconds,
             parameters=parameters,
+            flops=flops,
+            batch_size=batch_size,
         )
         self.history = (*self.history, record)
         moment = Moment(
             when=When.AFTER_EPOCH,
             model=self.model,
             epoch=epoch + 1,
-            step=(epoch + 1) * self.steps_per_epoch,
+            step=self.steps_done,
             training_loss=loss,
             training_accuracy=accuracy,
             evaluation_accuracy=evaluation.accuracy,
         )
         if self._ask(moment) and epoch + 1 == self.recipe.epochs:
             evaluation = self._evaluate()
-        self._save_state()
+        self._grow_batch(epoch=epoch + 1)
+        with self.meter.phase("saving"):
+            self._save_state()
         task.describe(f"epoch {epoch + 1}/{self.recipe.epochs}, loss {loss:.4f}, accuracy {evaluation.accuracy:.4f}")
         return evaluation
+
+    def _seconds_elsewhere(self) -> float:
+        """Seconds that were counted to a policy's moments, some of which lie between steps."""
+        seconds = self.meter.total().seconds
+        return seconds.get("deciding", 0.0) + seconds.get("cutting", 0.0)
 
     def _steps(self, epoch: int, task: Task) -> tuple[float, float, float]:
         """All steps of an epoch: mean loss, accuracy, and the learning rate of the last one."""
@@ -216,16 +293,19 @@ class _Training:
         device = self.accelerator.device
         exact = torch.float32 if device.type == "mps" else torch.float64
         totals = torch.zeros(3, dtype=exact, device=device)
-        step = epoch * self.steps_per_epoch
         learning_rate = self.recipe.learning_rate
+        left = self.train_size
         for number, (images, labels) in enumerate(self.loader):
             learning_rate = float(self.optimizer.param_groups[0]["lr"])
-            loss, hits = self._step(images, labels, epoch=epoch, step=step)
+            loss, hits = self._step(images, labels, epoch=epoch)
             totals += torch.stack([loss * len(labels), hits, torch.full_like(loss, len(labels))]).to(exact)
-            step += 1
+            taken = min(left, self.batch_size)
+            left -= taken
+            self.meter.add_step(taken, flops=self.flops, dense_flops=self.dense_flops, teacher_flops=self.teacher_flops)
+            self.steps_done += 1
             if device.type == "cpu" or number % _STEPS_BETWEEN_CHECKS_ON_GPU == 0:
                 self._check_finite(totals, epoch)
-            if self._ask(Moment(when=When.AFTER_STEP, model=self.model, epoch=epoch, step=step)):
+            if self._ask(Moment(when=When.AFTER_STEP, model=self.model, epoch=epoch, step=self.steps_done)):
                 self.model.train()
             task.advance()
         totals = self.accelerator.reduce(totals, reduction="sum")
@@ -233,64 +313,117 @@ class _Training:
         loss_total, hit_count, image_count = totals.tolist()
         return loss_total / image_count, hit_count / image_count, learning_rate
 
-    def _step(self, images: Tensor, labels: Tensor, *, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    def _step(self, images: Tensor, labels: Tensor, *, epoch: int) -> tuple[Tensor, Tensor]:
         """One step: its loss and number of right answers, both scalars on the device."""
-        logits = checked_logits(self.wrapped(images), image_count=len(images))
-        if epoch == 0 or labels.device.type == "cpu":
-            check_labels(labels, class_count=logits.shape[1])
-        logits = logits.float()
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        penalty = self.policy.penalty(self.model, loss.detach())
         self.stepper.zero_grad()
-        self.accelerator.backward(loss if penalty is None else loss + penalty)
-        self._show(images, labels, logits, loss, epoch=epoch, step=step)
+        pieces = list(parts(images, labels, self.recipe.micro_batches))
+        mean, scores = torch.zeros((), device=images.device), []
+        for number, (some, theirs) in enumerate(pieces, start=1):
+            last = number == len(pieces)
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                logits = checked_logits(self.stepped(some), image_count=len(some))
+                if epoch == 0 or theirs.device.type == "cpu":
+                    check_labels(theirs, class_count=logits.shape[1])
+                logits = logits.float()
+                loss = self.objective.loss(some, theirs, logits)
+                if len(pieces) > 1:
+                    loss = loss * (len(some) / len(images))
+                mean = mean + loss.detach() if len(pieces) > 1 else loss.detach()
+                penalty = self.policy.penalty(self.model, mean) if last else None
+                self.accelerator.backward(loss if penalty is None else loss + penalty)
+            scores.append(logits.detach())
+        logits = scores[0] if len(scores) == 1 else torch.cat(scores)
+        self._show(images, labels, logits, mean, epoch=epoch)
         self.stepper.step()
         if not self.stepper.step_was_skipped:
             self.scheduler.step()
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum().to(loss.dtype)
+        if self.average is not None:
+            self.average.update(self.model)
+        return mean, (logits.argmax(dim=1) == labels).sum().to(mean.dtype)
 
-    def _show(self, images: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, *, epoch: int, step: int) -> None:
+    def _show(self, images: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, *, epoch: int) -> None:
         """Let the policy see the gradients, and then clip them."""
         self.accelerator.unscale_gradients(self.stepper)
+        scaler = self.accelerator.scaler
         view = StepView(
             model=self.model,
             images=images,
             labels=labels,
-            logits=logits.detach(),
-            loss=loss.detach(),
+            logits=logits,
+            loss=loss,
             epoch=epoch,
-            step=step,
+            step=self.steps_done,
+            loss_scale=1.0 if self.plain or scaler is None else float(scaler.get_scale()),
         )
         self.policy.observe(view)
         if self.recipe.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
 
     def _ask(self, moment: Moment) -> bool:
-        """Ask the policy, and cut what it says. Whether there was a plan."""
-        decision = self.policy.decide(moment)
-        if self.accelerator.num_processes > 1 and not self.plain:
-            decision = broadcast_object_list([decision])[0]
+        """Ask the policy, and do what it says. Whether it said anything."""
+        with self.meter.phase("deciding"):
+            decision = self.policy.decide(moment)
+            if self.accelerator.num_processes > 1 and not self.plain:
+                decision = broadcast_object_list([decision])[0]
         if decision is None:
             return False
+        with self.meter.phase("cutting"):
+            self._carry_out(decision, moment)
+        return True
+
+    def _carry_out(self, decision: Decision, moment: Moment) -> None:
+        if decision.batch_factor > 1 and moment.when is When.AFTER_STEP:
+            raise InputError("a batch can grow between epochs only", where="batch_factor")
         plan = decision.plan
         dense = dict(self.model.named_parameters(remove_duplicate=False))
         apply_plan(self.model, plan)
         slice_optimizer_state(self.optimizer, self.model, plan, dense_parameters=dense)
+        if self.average is not None:
+            self.average.cut(plan)
         self.plan = plan if self.plan is None else self.plan.then(plan)
+        if decision.fresh_weights:
+            self._draw_anew()
         if self.accelerator.num_processes > 1:
             # The wrapper of the dense module holds buckets of its gradients.
             self.release()
-            self.wrapped = self.accelerator.prepare_model(self.model)
-        return True
+            self.prepared = self.accelerator.prepare_model(self.model)
+        self.stepped = compiled(self.prepared, self.recipe.compile)
+        self.flops = self._flops_of(self.model)
+        self.wanted_batch_size = int(self.batch_size * decision.batch_factor)
+
+    def _draw_anew(self) -> None:
+        if self.reinitialise is None:
+            raise InputError("fresh weights were asked for, and nothing draws them", where="reinitialise")
+        self.reinitialise(self.model)
+        self.optimizer.state.clear()
+        if self.average is not None:
+            self.average.restart(self.model)
+
+    def _grow_batch(self, *, epoch: int) -> None:
+        """Take the batch that was decided on from ``epoch`` on, and scale the learning rate by the same factor."""
+        processes = self.accelerator.num_processes
+        wanted = min(self.wanted_batch_size, self.train_size) // processes * processes
+        if wanted <= self.batch_size:
+            return
+        self.batch_size = self.wanted_batch_size = wanted
+        self._set_batches()
+        self.scheduler = move_schedule(
+            self.optimizer,
+            self.recipe,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs_done=epoch,
+            factor=wanted / self.recipe.batch_size,
+        )
 
     def _evaluate(self) -> Evaluation:
-        return evaluate(
-            self.wrapped,
-            self.splits.evaluation,
-            batch_size=max(self.recipe.batch_size, 256),
-            workers=self.recipe.workers,
-            accelerator=self.accelerator,
-        )
+        with self.meter.phase("evaluating"):
+            return evaluate(
+                self.prepared if self.average is None else self.average.model,
+                self.splits.evaluation,
+                batch_size=max(self.recipe.batch_size, 256),
+                workers=self.recipe.workers,
+                accelerator=self.accelerator,
+            )
 
     def _stored_state(self) -> TrainingState | None:
         """The state to resume from, with the model cut as it says; None where none was written yet."""
@@ -317,16 +450,22 @@ class _Training:
                 optimizer=self.optimizer.state_dict(),
                 scheduler=self.scheduler.state_dict(),
                 scaler=None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                average=None if self.average is None else self.average.state_dict(),
                 policy=self.policy.state_dict(),
                 plan=self.plan,
+                batch_size=self.batch_size,
+                dense_flops=self.dense_flops,
+                cost=self.meter.total(),
             ).save(self.state_path)
         self.accelerator.wait_for_everyone()
 
     def _data_name(self) -> str:
         return f"{self.splits.name} ({self.train_size} + {dataset_size(self.splits.evaluation)} images)"
 
-    def _images_per_epoch(self) -> int:
-        return min(self.train_size, self.steps_per_epoch * self.recipe.batch_size)
+    def _flops_of(self, model: nn.Module) -> int:
+        """Forward FLOPs of one image."""
+        like = next(model.parameters())
+        return count_flops(model, (torch.zeros(1, *self.splits.input_shape, device=like.device, dtype=like.dtype),))
 
     def _check_finite(self, totals: Tensor, epoch: int) -> None:
         if not bool(totals.isfinite().all()):

@@ -1,5 +1,7 @@
 """Torch's own optimisers and schedulers, as a recipe asks for them."""
 
+import warnings
+
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
@@ -41,6 +43,22 @@ def scheduler_for(optimizer: Optimizer, recipe: TrainingRecipe, *, steps_per_epo
         return main
     rising = LinearLR(optimizer, start_factor=_WARMUP_START, total_iters=warmup)
     return SequentialLR(optimizer, [rising, main], milestones=[warmup])
+
+
+def move_schedule(
+    optimizer: Optimizer, recipe: TrainingRecipe, *, steps_per_epoch: int, epochs_done: int, factor: float
+) -> LRScheduler:
+    """The schedule with another number of steps an epoch, after ``epochs_done`` epochs, all rates times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * factor
+        group.pop("initial_lr", None)
+    scheduler = scheduler_for(optimizer, recipe, steps_per_epoch=steps_per_epoch)
+    with warnings.catch_warnings():
+        # Torch takes moving the schedule for a mistake where the optimiser has not made a step since.
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step()`")
+        for _ in range(epochs_done * steps_per_epoch):
+            scheduler.step()
+    return scheduler
 
 
 def _main_schedule(

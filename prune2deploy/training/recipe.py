@@ -32,7 +32,7 @@ class TrainingRecipe:
     micro_batches: parts into which each process splits its share of a batch; their gradients are added up before the
         step, so that a batch takes less memory. Batch norms then see one part at a time.
     ema_decay: keep an exponential moving average of the weights with this decay (a step), and evaluate and keep that
-        one; None for none. The average starts as a plain mean, as ``torch.optim.swa_utils`` does it.
+        one; None for none.
     compile: a backend of ``torch.compile`` for the training step (``inductor`` needs a C++ compiler); None for eager.
     distill_weight: share of the loss that is distilled from a teacher, where there is one (Hinton et al. 2015).
     distill_temperature: its temperature.

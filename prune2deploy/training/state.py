@@ -12,10 +12,11 @@ from torch import Tensor
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError, StorageError
 from prune2deploy.storage import atomic_path
+from prune2deploy.training.cost import TrainingCost
 from prune2deploy.training.history import EpochRecord, history_from_documents
 from prune2deploy.training.recipe import TrainingRecipe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _REPEAT = "repeat the options of the interrupted training, or train without --resume"
 
@@ -25,8 +26,9 @@ class TrainingState:
     """A training between two epochs.
 
     ``data`` is the name of the data set with the sizes of its splits. ``model``, ``optimizer``, ``scheduler``,
-    ``scaler`` (None unless fp16) and ``policy`` are state dicts. ``plan`` is what was cut so far, relative to the model
-    that the training began with.
+    ``scaler`` (None unless fp16), ``average`` (None unless weights are averaged) and ``policy`` are state dicts.
+    ``plan`` is what was cut so far, relative to the model that the training began with, whose forward FLOPs were
+    ``dense_flops`` an image. ``batch_size`` is that of the next epoch, ``cost`` what was spent.
     """
 
     recipe: TrainingRecipe
@@ -36,8 +38,12 @@ class TrainingState:
     optimizer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     scaler: Mapping[str, Any] | None
+    average: Mapping[str, Any] | None
     policy: Mapping[str, Any]
     plan: PrunePlan | None
+    batch_size: int
+    dense_flops: int
+    cost: TrainingCost
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all.
@@ -54,8 +60,12 @@ class TrainingState:
             "optimizer": dict(self.optimizer),
             "scheduler": dict(self.scheduler),
             "scaler": None if self.scaler is None else dict(self.scaler),
+            "average": None if self.average is None else dict(self.average),
             "policy": dict(self.policy),
             "plan": None if self.plan is None else self.plan.to_document(),
+            "batch_size": self.batch_size,
+            "dense_flops": self.dense_flops,
+            "cost": self.cost.to_document(),
         }
         with atomic_path(path) as partial:
             try:
@@ -102,8 +112,12 @@ class TrainingState:
                 optimizer=document["optimizer"],
                 scheduler=document["scheduler"],
                 scaler=document["scaler"],
+                average=document["average"],
                 policy=document["policy"],
                 plan=None if document["plan"] is None else PrunePlan.from_document(document["plan"], where=str(path)),
+                batch_size=document["batch_size"],
+                dense_flops=document["dense_flops"],
+                cost=TrainingCost.from_document(document["cost"], where=str(path)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(damaged, where=str(path), hint=hint) from error
