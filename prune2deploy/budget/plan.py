@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prune2deploy.errors import InputError
+from prune2deploy.graph.becomes import Becomes
 from prune2deploy.graph.fingerprint import fingerprint_of
 
-__all__ = ["KeptIndices", "PrunePlan", "Shapes", "fingerprint_of"]
+__all__ = ["Becomes", "KeptIndices", "PrunePlan", "RemovedBranch", "Shapes", "fingerprint_of"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_WITHOUT_BRANCHES = 1
+"""The version of plans that remove no branch, which is written for these still, so that earlier readers take them."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -37,30 +40,72 @@ class KeptIndices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedBranch:
+    """A residual branch that leaves whole, with all tensors of its modules.
+
+    ``modules``: what becomes of each, by path. ``name`` is that of the branch in the graph.
+    """
+
+    name: str
+    modules: Mapping[str, Becomes]
+
+    def __post_init__(self) -> None:
+        if not self.modules or not all(self.modules):
+            raise InputError("a removed branch must name modules below the model itself", where=self.name)
+
+    def owns(self, name: str) -> bool:
+        """Whether a tensor or module, by its name, leaves with this branch."""
+        return any(name == path or name.startswith(f"{path}.") for path in self.modules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
     """What stays of a dense model. Tensors and dimensions that are not listed stay whole.
 
     ``tensors`` are parameters and buffers by their ``state_dict`` names, shared ones under their first
-    name. ``fingerprint`` is that of the dense model. ``provenance`` says how the plan came about (method,
-    criterion, target, alignment): it is printed and stored, and changes nothing.
+    name. ``removed`` are the residual branches that leave whole; their tensors have no entries. ``fingerprint`` is that
+    of the dense model. ``provenance`` says how the plan came about (method, criterion, target, alignment): it is
+    printed and stored, and changes nothing.
     """
 
     fingerprint: str
     entries: tuple[KeptIndices, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
+    removed: tuple[RemovedBranch, ...] = ()
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            if self.removes(entry.tensor):
+                raise InputError("the plan slices a tensor that leaves whole", where=f"{entry.tensor} dim {entry.dim}")
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is removed."""
-        return all(len(entry.kept) == entry.dense_size for entry in self.entries)
+        return not self.removed and all(len(entry.kept) == entry.dense_size for entry in self.entries)
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the document that holds this plan."""
+        return SCHEMA_VERSION if self.removed else _WITHOUT_BRANCHES
+
+    def removes(self, name: str) -> bool:
+        """Whether a tensor or module, by its name, leaves with a branch."""
+        return any(branch.owns(name) for branch in self.removed)
 
     def then(self, later: "PrunePlan") -> "PrunePlan":
         """The plan that does this one and then ``later``, whose indices count within what this one kept.
 
         ``later`` carries the fingerprint of the pruned model; the result carries that of the dense one.
         """
-        first = {(entry.tensor, entry.dim): entry for entry in self.entries}
+        earlier = tuple(
+            branch for branch in self.removed if not all(later.removes(path) for path in branch.modules)
+        )  # a branch within one that leaves later is not told of twice
+        removed = (*earlier, *later.removed)
+        first = {
+            (entry.tensor, entry.dim): entry
+            for entry in self.entries
+            if not any(one.owns(entry.tensor) for one in removed)
+        }
         second = {(entry.tensor, entry.dim): entry for entry in later.entries}
         entries = []
         for key in sorted(first.keys() | second.keys()):
@@ -79,11 +124,13 @@ class PrunePlan:
                 entries.append(
                     KeptIndices(tensor=before.tensor, dim=before.dim, dense_size=before.dense_size, kept=kept)
                 )
-        return PrunePlan(fingerprint=self.fingerprint, entries=tuple(entries), provenance=later.provenance)
+        return PrunePlan(
+            fingerprint=self.fingerprint, entries=tuple(entries), provenance=later.provenance, removed=removed
+        )
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON object; kept indices as runs [first, count]."""
-        return {
+        document: dict[str, Any] = {
             "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
             "provenance": dict(self.provenance),
@@ -92,6 +139,12 @@ class PrunePlan:
                 for entry in self.entries
             ],
         }
+        if self.removed:
+            document["removed"] = [
+                {"name": branch.name, "modules": {path: str(becomes) for path, becomes in branch.modules.items()}}
+                for branch in self.removed
+            ]
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], *, where: str = "plan") -> "PrunePlan":
@@ -100,9 +153,10 @@ class PrunePlan:
         Raises:
             InputError: the document is damaged or of another schema version.
         """
-        if document.get("schema_version") != SCHEMA_VERSION:
+        if document.get("schema_version") not in (_WITHOUT_BRANCHES, SCHEMA_VERSION):
             raise InputError(
-                f"the plan has schema version {document.get('schema_version')}, this p2d reads {SCHEMA_VERSION}",
+                f"the plan has schema version {document.get('schema_version')}, this p2d reads "
+                f"{_WITHOUT_BRANCHES} and {SCHEMA_VERSION}",
                 where=where,
             )
         try:
@@ -115,8 +169,20 @@ class PrunePlan:
                 )
                 for entry in document["entries"]
             )
-            return cls(fingerprint=document["fingerprint"], entries=entries, provenance=document["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
+            removed = tuple(
+                RemovedBranch(
+                    name=branch["name"],
+                    modules={path: Becomes(becomes) for path, becomes in branch["modules"].items()},
+                )
+                for branch in document.get("removed", ())
+            )
+            return cls(
+                fingerprint=document["fingerprint"],
+                entries=entries,
+                provenance=document["provenance"],
+                removed=removed,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"the plan is damaged ({error})", where=where) from error
 
 

@@ -23,7 +23,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from prune2deploy.graph.channels import FROZEN, Becomes, Branch, ChannelGraph
+from prune2deploy.graph.becomes import Becomes
+from prune2deploy.graph.channels import FROZEN, Branch, ChannelGraph
 from prune2deploy.graph.cost import CostTerm
 from prune2deploy.graph.interpret import Interpretation
 from prune2deploy.graph.labels import Labels, Value

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.graph.becomes import Becomes
 from prune2deploy.graph.cost import CostModel
 from prune2deploy.graph.frozen import FREE, HELD_ALREADY, flops_by_holder
 
@@ -76,16 +77,6 @@ class Group:
     def width(self) -> int:
         """Dense width in indices of the producing dimension."""
         return len(self.channels) * self.positions
-
-
-class Becomes(enum.StrEnum):
-    """What stands in the place of a module of a branch that left.
-
-    ``ZEROS``: new zeros of the shape of its input. ``INPUT``: its input, unchanged.
-    """
-
-    ZEROS = "zeros"
-    INPUT = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

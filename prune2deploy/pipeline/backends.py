@@ -18,7 +18,13 @@ from prune2deploy.surgery.apply import pruned_copy
 from prune2deploy.surgery.edit import Editor
 from prune2deploy.surgery.edited import EditedModule
 from prune2deploy.surgery.equality import FORWARD_ERRORS, compared
-from prune2deploy.surgery.trial import randomised_copy, trial_is_exact, trial_mask, without_culprits
+from prune2deploy.surgery.trial import (
+    keep_what_cannot_leave,
+    randomised_copy,
+    trial_is_exact,
+    trial_mask,
+    without_culprits,
+)
 
 AUTO = "auto"
 MODULE = "module"
@@ -114,6 +120,7 @@ def find_channels(
         if not slices:
             task.describe("looking for the sizes written in the code")
             sliced = without_culprits(sliced, sample, inputs)
+        sliced = keep_what_cannot_leave(sliced, sample, inputs)
         return Channels(traced=sliced, notes=() if note is None else (note,))
 
 

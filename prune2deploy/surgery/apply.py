@@ -1,7 +1,8 @@
 """Cut a plan out of a module: slice its tensors by name, with no graph and no tracing.
 
 A plan names tensors and the indices of each dimension that stay. Slicing the tensors is most of the work; the rest is
-``surgery.sizes``, which makes the sizes that modules keep as plain attributes agree. Everything is computed and checked
+``surgery.sizes``, which makes the sizes that modules keep as plain attributes agree. Modules of residual branches that
+leave whole are replaced by ones without parameters (``surgery.replacements``). Everything is computed and checked
 before the module is touched, so a plan that does not fit leaves it as it was.
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from prune2deploy.budget.plan import PrunePlan, fingerprint_of
 from prune2deploy.errors import InputError
+from prune2deploy.surgery.replacements import replacement
 from prune2deploy.surgery.sizes import Attributes, ModuleCut, attributes_after
 
 Kept = dict[int, tuple[int, ...]]
@@ -21,10 +23,15 @@ Kept = dict[int, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """What a plan does to one module: the sliced tensors by the ``id`` of the dense ones, new sizes by module path."""
+    """What a plan does to one module: the sliced tensors by the ``id`` of the dense ones, new sizes by module path.
+
+    ``removed``: the tensors that leave with residual branches; ``modules``: what stands in for modules, by path.
+    """
 
     tensors: dict[int, Tensor]
     attributes: dict[str, Attributes]
+    removed: tuple[Tensor, ...]
+    modules: dict[str, nn.Module]
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -42,7 +49,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> nn.Module:
 
     Sliced parameters are new ``nn.Parameter`` objects that keep dtype, device, memory layout, ``requires_grad`` and
     Python attributes; gradients are dropped. A tensor shared by several modules is sliced once and stays shared. What
-    the plan does not name stays the same object. Hooks stay.
+    the plan does not name stays the same object. Hooks stay, but for those of modules that leave with a branch.
 
     Raises:
         InputError: the plan belongs to another model.
@@ -51,6 +58,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> nn.Module:
     cut = _cut(model, plan)
     replace_tensors(model, cut.tensors)
     _set_attributes(model, cut.attributes)
+    _replace_modules(model, cut.modules)
     return model
 
 
@@ -62,9 +70,11 @@ def pruned_copy(model: nn.Module, plan: PrunePlan) -> nn.Module:
         ProofError: the plan would leave a convolution or norm with groups of different sizes.
     """
     cut = _cut(model, plan)
-    # deepcopy takes what its memo already holds for the copy, so the sliced tensors stand in for the dense ones.
-    pruned = copy.deepcopy(model, dict(cut.tensors))
+    # deepcopy takes what its memo already holds for the copy, so the sliced tensors stand in for the dense ones. Those
+    # that leave stand in for themselves until their modules are gone.
+    pruned = copy.deepcopy(model, {**cut.tensors, **{id(tensor): tensor for tensor in cut.removed}})
     _set_attributes(pruned, cut.attributes)
+    _replace_modules(pruned, cut.modules)
     return pruned
 
 
@@ -104,7 +114,24 @@ def _cut(model: nn.Module, plan: PrunePlan) -> _Cut:
         cut = _module_cut(module, path, sliced, kept_of)
         if cut is not None:
             attributes[path] = attributes_after(cut)
-    return _Cut(tensors=sliced, attributes=attributes)
+    return _Cut(
+        tensors=sliced,
+        attributes=attributes,
+        removed=tuple(tensor for name, tensor in named_tensors(model).items() if plan.removes(name)),
+        modules=_replacements(model, plan),
+    )
+
+
+def _replacements(model: nn.Module, plan: PrunePlan) -> dict[str, nn.Module]:
+    """What stands in for each module that leaves, by path."""
+    found: dict[str, nn.Module] = {}
+    for branch in plan.removed:
+        for path, becomes in branch.modules.items():
+            try:
+                found[path] = replacement(becomes, model.get_submodule(path))
+            except AttributeError as error:
+                raise InputError("the plan removes a module that the model does not have", where=path) from error
+    return found
 
 
 def _slices(model: nn.Module, plan: PrunePlan) -> tuple[dict[int, Tensor], dict[int, Kept]]:
@@ -177,6 +204,12 @@ def _sliced(tensor: Tensor, kept: Kept) -> Tensor:
     for dim, indices in sorted(kept.items()):
         values = values.index_select(order.index(dim), torch.tensor(indices, device=tensor.device))
     return values.permute([order.index(dim) for dim in range(tensor.dim())])
+
+
+def _replace_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        model.get_submodule(parent)._modules[name] = module
 
 
 def _set_attributes(model: nn.Module, attributes: Mapping[str, Attributes]) -> None:

@@ -100,23 +100,36 @@ def blame(trace: Trace, dense: nn.Module, pruned: nn.Module, kept: ChannelMask, 
         return f"not sliced from the dense model: {_listed(tensors)}, {_group_names(trace.graph, groups)}"
     if trace.sizes_are_free:  # modules cannot be sliced there, so that no cut can be tried by itself
         return "in the edited graph"
+    together = _leaving_together(trace.graph, kept)
     touched = [group.index for group in trace.graph.groups if not kept[group.channels].all()]
 
     def passes(groups: Collection[int]) -> bool:
         alone = trace.graph.everything()
-        for index in groups:
+        for index in (one for first in groups for one in together.get(first, {first})):
             channels = trace.graph.groups[index].channels
             alone[channels] = kept[channels]
         return cut_is_exact(trace, dense, alone, inputs)
 
-    failing = find_failing(touched, passes)
-    return _group_names(trace.graph, failing) if failing else "every group is exact by itself"
+    failing = find_failing([one for one in touched if one == min(together.get(one, {one}))], passes)
+    guilty = {one for first in failing for one in together.get(first, {first})}
+    return _group_names(trace.graph, guilty) if guilty else "every group is exact by itself"
+
+
+def _leaving_together(graph: ChannelGraph, kept: ChannelMask) -> dict[int, set[int]]:
+    """For each group that leaves with residual branches, the groups that it cannot be tried without."""
+    together: dict[int, set[int]] = {}
+    for branch in graph.removed_branches(kept):
+        joined = set(branch.groups).union(*(together.get(index, ()) for index in branch.groups))
+        together.update(dict.fromkeys(joined, joined))
+    return together
 
 
 def _unlike_slices(graph: ChannelGraph, dense: nn.Module, pruned: nn.Module, kept: ChannelMask) -> list[str]:
     plan = plan_from_mask(graph, kept)
     sliced = sliced_tensors(dense, plan)
-    expected = {name: sliced.get(id(tensor), tensor) for name, tensor in named_tensors(dense).items()}
+    expected = {
+        name: sliced.get(id(tensor), tensor) for name, tensor in named_tensors(dense).items() if not plan.removes(name)
+    }
     actual = named_tensors(pruned)
     return [name for name, tensor in expected.items() if name not in actual or not torch.equal(actual[name], tensor)]
 

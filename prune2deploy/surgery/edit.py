@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.errors import ModelError
+from prune2deploy.errors import InputError, ModelError
 from prune2deploy.graph.labels import AttentionAxis, Value
 from prune2deploy.graph.trace import Trace, export_program, trace
 from prune2deploy.surgery.apply import as_parameter_like, sliced_tensors
@@ -115,7 +115,7 @@ def rebuilt_copy(model: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Ed
     What leaves attentions is what the plan's provenance says, heads where it says nothing.
 
     Raises:
-        InputError: the plan belongs to another model.
+        InputError: the plan belongs to another model, or removes residual branches, which takes modules.
         ModelError: the model cannot be exported in both modes with a free batch size.
         ProofError: a value of the edited graph would not have the shape that the labels predict.
     """
@@ -125,6 +125,12 @@ def rebuilt_copy(model: nn.Module, plan: PrunePlan, inputs: Sequence[Any]) -> Ed
 
 def _pruned_tensors(model: nn.Module, plan: PrunePlan) -> dict[str, Tensor]:
     """Parameters and buffers after the plan by name, copied; those of several names stay shared."""
+    if plan.removed:
+        raise InputError(
+            "a residual branch leaves only by replacing modules, which an edited graph does not have",
+            where=plan.removed[0].name,
+            hint="slice the model's modules instead (--backend module)",
+        )
     dense = {
         **dict(model.named_buffers(remove_duplicate=False)),
         **dict(model.named_parameters(remove_duplicate=False)),

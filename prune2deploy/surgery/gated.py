@@ -2,7 +2,8 @@
 
 The exported program is interpreted node by node. Where an operator sums over channels, those that leave are
 multiplied by zero first; where a norm takes statistics over channels, it takes them over those that stay, which
-is what the pruned model computes and the dense one does not (such cuts are *inexact*, and reported so).
+is what the pruned model computes and the dense one does not (such cuts are *inexact*, and reported so). What a residual
+branch that leaves whole would add is zero, shifts and biases of its last layers included.
 """
 
 from collections.abc import Sequence
@@ -50,10 +51,11 @@ class _GatedInterpreter(torch.fx.Interpreter):
             gate = torch.from_numpy(keeps[read.channels])
             if not gate.all():
                 self._gates.setdefault(read.node, []).append((read, gate))
+        self._removed = {branch.node: branch.argument for branch in trace.graph.removed_branches(kept)}
         self._norms: dict[str, list[tuple[int, Tensor]]] = {}
         for norm in trace.norms:
             keeps_here = torch.from_numpy(keeps[norm.channels])
-            if not keeps_here.all():
+            if not keeps_here.all() and keeps_here.any():  # without any, it lies in a branch whose result is not used
                 self._norms.setdefault(norm.node, []).append((norm.dim, keeps_here.nonzero().flatten()))
 
     def run_node(self, n: torch.fx.Node) -> Any:
@@ -61,6 +63,10 @@ class _GatedInterpreter(torch.fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: torch.fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         arguments, options = super().fetch_args_kwargs_from_env(n)
+        if n.name in self._removed:
+            position = self._removed[n.name]
+            zeros = torch.zeros_like(arguments[position])
+            arguments = (*arguments[:position], zeros, *arguments[position + 1 :])
         if n.name not in self._gates:
             return arguments, options
         gated = list(arguments)

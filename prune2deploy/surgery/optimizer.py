@@ -17,7 +17,8 @@ def slice_optimizer_state(
 
     ``dense_parameters`` are the parameters by ``state_dict`` name (shared ones under each name) as they were before
     the cut. State that has the dense shape (SGD's momentum, Adam's moments) keeps the entries that the parameter
-    kept, bit by bit; scalars (step counts) stay. Parameters of other models in the optimiser are left alone.
+    kept, bit by bit; scalars (step counts) stay. Parameters that left with a residual branch leave the optimiser too,
+    with their state. Parameters of other models in the optimiser are left alone.
 
     Raises:
         ModelError: the optimiser keeps state of another shape; nothing was changed.
@@ -28,7 +29,10 @@ def slice_optimizer_state(
         names_of.setdefault(parameter, []).append(name)
     replacements: dict[nn.Parameter, nn.Parameter] = {}
     states: dict[nn.Parameter, dict[str, object]] = {}
+    gone = {dense for dense, names in names_of.items() if all(plan.removes(name) for name in names)}
     for dense, names in names_of.items():
+        if dense in gone:
+            continue
         entries = [entry for entry in plan.entries if entry.tensor in names]
         replacements[dense] = sliced[names[0]]
         if dense in optimizer.state:
@@ -39,7 +43,10 @@ def slice_optimizer_state(
                 for key, value in optimizer.state[dense].items()
             }
     for group in optimizer.param_groups:
-        group["params"] = [replacements.get(parameter, parameter) for parameter in group["params"]]
+        left = [parameter for parameter in group["params"] if parameter not in gone]
+        group["params"] = [replacements.get(parameter, parameter) for parameter in left]
+    for dense in gone:
+        optimizer.state.pop(dense, None)
     for dense, state in states.items():
         del optimizer.state[dense]
         optimizer.state[replacements[dense]] = state

@@ -7,6 +7,7 @@ Where it does not, those that break the code are found (``surgery.culprits``) an
 import copy
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import Trace
-from prune2deploy.surgery.culprits import cut_failure, cut_is_exact, find_named
+from prune2deploy.surgery.culprits import cut_failure, cut_is_exact, find_failing, find_named
 from prune2deploy.surgery.dry_run import DryRun
 from prune2deploy.surgery.suspects import Suspects
 
@@ -37,7 +38,8 @@ def freeze_what_breaks(trace: Trace, model: nn.Module, inputs: Sequence[Any]) ->
     ``inputs`` are positional arguments of ``forward``, of the shapes that were traced.
     """
     sample = randomised_copy(model, inputs=inputs)
-    return trace if trial_is_exact(trace, sample, inputs) else without_culprits(trace, sample, inputs)
+    exact = trace if trial_is_exact(trace, sample, inputs) else without_culprits(trace, sample, inputs)
+    return keep_what_cannot_leave(exact, sample, inputs)
 
 
 def trial_is_exact(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -66,6 +68,25 @@ def without_culprits(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> 
         suspects.named_by,
     )
     return trace.without_groups(dict.fromkeys(sorted(broken), _REASON), lines=suspects.lines)
+
+
+def keep_what_cannot_leave(trace: Trace, sample: nn.Module, inputs: Sequence[Any]) -> Trace:
+    """The trace without those residual branches whose modules the code cannot do without.
+
+    Code may take several results from a module, or read its attributes, which the exported program does not show.
+    """
+    branches = trace.graph.branches
+
+    def passes(some: Collection[int]) -> bool:
+        kept = trace.graph.everything()
+        for group in {index for number in some for index in branches[number].groups}:
+            kept[trace.graph.groups[group].channels] = False
+        return cut_is_exact(trace, sample, kept, inputs)
+
+    failing = find_failing(range(len(branches)), passes)
+    if not failing:
+        return trace
+    return replace(trace, graph=trace.graph.without_branches({branches[number].name for number in failing}))
 
 
 def trial_mask(graph: ChannelGraph, groups: Collection[int]) -> ChannelMask:

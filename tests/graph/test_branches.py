@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prune2deploy.graph.channels import Becomes, Branch, ChannelGraph
+from prune2deploy.graph.becomes import Becomes
+from prune2deploy.graph.channels import Branch, ChannelGraph
 from prune2deploy.graph.restrict import restricted_graph
 from prune2deploy.graph.trace import trace
 from prune2deploy.model.zoo.densenet import densenet_bc_100_12
