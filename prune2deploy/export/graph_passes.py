@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from prune2deploy.errors import InputError, ModelError
+from prune2deploy.export.zeros import drop_added_zeros
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
@@ -54,6 +55,7 @@ def apply_passes(model: onnx.ModelProto, passes: GraphPasses) -> onnx.ModelProto
     # GraphSurgeon's own logger prints; a failed fold is left as it is, which is what we want.
     with gs.logger.G_LOGGER.suppress():
         graph.fold_constants()
+    drop_added_zeros(graph)
     _rename_interface(graph)
     _rename_batch(graph)
     if passes.normalize is not None:
