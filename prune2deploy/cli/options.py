@@ -203,6 +203,71 @@ MixedPrecision = Annotated[
         help=_listed("Arithmetic of training", choices.MIXED_PRECISIONS),
     ),
 ]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        metavar="DECAY",
+        rich_help_panel=_TRAINING,
+        help="Keep the moving average of the weights, with this decay a step, such as 0.999.",
+    ),
+]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        metavar="BACKEND",
+        rich_help_panel=_TRAINING,
+        help="Compile the training step with this backend of torch.compile, such as inductor.",
+    ),
+]
+MicroBatches = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batches",
+        min=1,
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="Parts of a batch whose gradients are added up before a step, to take less memory.",
+    ),
+]
+Cuts = Annotated[
+    int | None,
+    typer.Option(
+        "--cuts",
+        min=1,
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="Cut a little at a time, so many times in the first three quarters of the fine-tuning.",
+    ),
+]
+EverySteps = Annotated[
+    int | None,
+    typer.Option(
+        "--every-steps",
+        min=1,
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        help="The same, every so many training steps, such as 100.",
+    ),
+]
+FlopPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--flop-penalty",
+        metavar="B",
+        rich_help_panel=_TARGET,
+        help="What all FLOPs are worth in units of the criterion: the larger, the sooner expensive channels leave.",
+    ),
+]
+Distill = Annotated[
+    bool,
+    typer.Option(
+        "--distill",
+        rich_help_panel=_TRAINING,
+        help="Train against the scores of the dense model too, whatever is trained.",
+    ),
+]
 
 # Engine and measuring
 Engine = Annotated[

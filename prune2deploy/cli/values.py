@@ -104,6 +104,9 @@ def training_choices(
     label_smoothing: float | None,
     weight_decay: float | None,
     mixed_precision: str | None,
+    ema: float | None = None,
+    compile_with: str | None = None,
+    micro_batches: int | None = None,
 ) -> TrainingChoices:
     """The options of training, each under the name of its option."""
     return TrainingChoices(
@@ -116,6 +119,9 @@ def training_choices(
         label_smoothing=rate("--label-smoothing", label_smoothing, below=1),
         weight_decay=rate("--weight-decay", weight_decay),
         mixed_precision=optional_name("--mixed-precision", mixed_precision, MIXED_PRECISIONS),
+        ema_decay=rate("--ema", ema, below=1),
+        compile=compile_with,
+        micro_batches=micro_batches,
     )
 
 

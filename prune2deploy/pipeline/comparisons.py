@@ -127,6 +127,7 @@ def train_from_scratch(work: Work, name: str, model: nn.Module, plan: PrunePlan)
             work.scratch,
             state_path=work.run.training_path(name),
             resume=work.resume,
+            teacher=work.teacher,
             description=f"training {name}",
             progress=work.progress,
         )

@@ -15,6 +15,7 @@ from prune2deploy.errors import TargetError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.importance.criterion import Batches
+from prune2deploy.importance.flop_penalty import with_flop_penalty
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.frozen import named_layers
 from prune2deploy.progress import SILENT, Progress
@@ -33,7 +34,11 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class CutChoices:
-    """How to choose what leaves. ``granule`` None takes 16 and gives way where the target cannot be reached with it."""
+    """How to choose what leaves.
+
+    ``granule`` None takes ``default_granule``, and gives way where the target cannot be reached with it.
+    ``flop_penalty`` is β of ``importance.flop_penalty``.
+    """
 
     budget: Budget
     method: str
@@ -41,6 +46,7 @@ class CutChoices:
     granule: int | None = None
     default_granule: int = 16
     seed: int = 0
+    flop_penalty: float = 0.0
 
 
 def cut_to_budget(
@@ -78,9 +84,10 @@ def cut_to_budget(
         "targets": dict(choices.budget.fractions),
         "alignment": allocation.granule,
         "seed": choices.seed,
+        **({"flop_penalty": choices.flop_penalty} if choices.flop_penalty else {}),
     }
     with progress.task("cutting and proving"):
-        return _proven(model, channels, inputs, allocation, provenance, what="pruned")
+        return proven(model, channels, inputs, allocation, provenance, what="pruned")
 
 
 def cut_uniformly(
@@ -106,7 +113,7 @@ def cut_uniformly(
         "attention": channels.traced.attention.value,
         "alignment": allocation.granule,
     }
-    return _proven(model, channels, inputs, allocation, provenance, what=what)
+    return proven(model, channels, inputs, allocation, provenance, what=what)
 
 
 def example_inputs(input_shape: Sequence[int], *, seed: int = 0) -> tuple[Tensor]:
@@ -158,10 +165,11 @@ def _scores(
     model: nn.Module, graph: ChannelGraph, choices: CutChoices, batches: Batches | None, progress: Progress
 ) -> Scores:
     criterion = criterion_named(choices.method)
-    return score_channels(graph, model, batches, criterion=criterion, seed=choices.seed, progress=progress)
+    scores = score_channels(graph, model, batches, criterion=criterion, seed=choices.seed, progress=progress)
+    return with_flop_penalty(graph, scores, choices.flop_penalty)
 
 
-def _proven(
+def proven(
     model: nn.Module,
     channels: Channels,
     inputs: Sequence[Any],
@@ -170,6 +178,11 @@ def _proven(
     *,
     what: str,
 ) -> Cut:
+    """Cut ``model`` to ``allocation``, of ``channels``, and prove it; ``model`` stays whole.
+
+    Raises:
+        ProofError: the cut is not exact; ``what`` names it.
+    """
     inexact = inexact_cuts(channels.graph, allocation.kept)
     plan = plan_from_mask(channels.graph, allocation.kept, {**provenance, "inexact": inexact})
     pruned = channels.cut(model, plan)

@@ -6,7 +6,7 @@ What a run already holds is not made again.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
@@ -30,6 +30,7 @@ class Work:
 
     ``channels`` are all of the model's, whatever the pruning may cut. ``tuning`` is the recipe that mends a pruned
     network, ``scratch`` the one of all variants that begin with fresh weights; without ``splits`` neither is used.
+    ``teacher`` is distilled into every variant that is trained, None for no teacher.
     """
 
     subject: Subject
@@ -42,6 +43,7 @@ class Work:
     seed: int
     resume: bool
     progress: Progress
+    teacher: nn.Module | None = None
 
     @property
     def plan(self) -> PrunePlan:
@@ -93,6 +95,7 @@ def make_pruned(work: Work) -> None:
             work.tuning,
             state_path=work.run.training_path(PRUNED),
             resume=work.resume,
+            teacher=work.teacher,
             description="fine-tuning pruned",
             progress=work.progress,
         )

@@ -14,23 +14,30 @@ from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.data.splits import DataSplits
+from prune2deploy.errors import InputError
 from prune2deploy.importance.criteria import criterion_named
 from prune2deploy.pipeline.backends import MODULE, Channels, find_channels, refuse_edited
 from prune2deploy.pipeline.comparisons import FROM_SCRATCH, check_comparisons, make_comparisons
 from prune2deploy.pipeline.cutting import (
-    Cut,
     CutChoices,
     cut_to_budget,
     example_inputs,
     inexact_cuts,
     inexact_note,
-    layer_widths,
 )
-from prune2deploy.pipeline.frozen import frozen_rows
+from prune2deploy.pipeline.gradual import (
+    DEFAULT_GRADUAL_METHOD,
+    backend_for,
+    check_gradual,
+    check_reachable,
+    gradual_options,
+    make_pruned_gradually,
+)
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.places import settled_checkpoint
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
+from prune2deploy.pipeline.record import pruning_record
 from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
@@ -70,7 +77,12 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     )
     refuse_edited(subject.model, where=str(request.checkpoint))
     splits = load_subject_data(subject, request.data, progress=progress)
-    method = request.method or (DEFAULT_METHOD if splits is not None else DATA_FREE_METHOD)
+    method = request.method or _best_method(request, splits)
+    gradual = gradual_options(request, method)
+    if gradual is not None:
+        check_gradual(request, gradual, splits, tuning)
+    if request.distill and splits is None:
+        raise InputError("has nothing to train on", where="--distill", hint="pass --data")
     options = _options(request, subject, splits, method)
     if resumed is not None:
         check_repeats(resumed, model=subject.spec, options=options)
@@ -78,27 +90,30 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             return _outcome(resumed)
     inputs = example_inputs(subject.input_shape, seed=request.seed)
     begun_as = resumed.manifest.pruning if resumed is not None else {}
-    backend = str(begun_as.get("backend", MODULE)) if begun_as else request.backend
+    chosen, remarks = backend_for(request, gradual)
+    backend = str(begun_as.get("backend", MODULE)) if begun_as else chosen
     whole = find_channels(subject.model, inputs, backend=backend, attention=request.attention, progress=progress)
     check_comparisons(whole.graph, request.variants)
     restrictions = Restrictions(
         scope=request.scope, protect=request.protect, only=request.only, exact_only=request.exact_only
     )
+    restricted = whole.without_groups(reasons_to_stay(whole.graph, restrictions))
+    choices = CutChoices(
+        budget=Budget(flops=request.targets.flops, parameters=request.targets.parameters),
+        method=method,
+        ranking=request.ranking,
+        granule=request.alignment,
+        default_granule=granule_for(request.engine, request.precision),
+        seed=request.seed,
+        flop_penalty=request.flop_penalty,
+    )
     pruning: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    if resumed is None or not resumed.manifest.pruning:
-        budget = Budget(flops=request.targets.flops, parameters=request.targets.parameters)
-        choices = CutChoices(
-            budget=budget,
-            method=method,
-            ranking=request.ranking,
-            granule=request.alignment,
-            default_granule=granule_for(request.engine, request.precision),
-            seed=request.seed,
-        )
+    notes: tuple[str, ...] = (*subject.notes, *whole.notes, *remarks)
+    if gradual is not None:
+        check_reachable(restricted, choices)
+    if gradual is None and (resumed is None or not resumed.manifest.pruning):
         needs_data = criterion_named(method).needs_data
         batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
-        restricted = whole.without_groups(reasons_to_stay(whole.graph, restrictions))
         cut = cut_to_budget(
             subject.model,
             restricted,
@@ -107,10 +122,8 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             batches=batches,
             progress=progress,
         )
-        pruning = _record_of(whole, cut, choices) | {"frozen": [asdict(row) for row in frozen_rows(restricted.graph)]}
-        notes = tuple(
-            dict.fromkeys((*subject.notes, *whole.notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits)))
-        )
+        pruning = pruning_record(whole, restricted, cut, choices)
+        notes = tuple(dict.fromkeys((*notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits))))
     begun = new_run(
         command=request.command,
         model=subject.spec,
@@ -134,9 +147,13 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             seed=request.seed,
             resume=resumed is not None,
             progress=progress,
+            teacher=subject.model if request.distill else None,
         )
         make_dense(work)
-        make_pruned(work)
+        if gradual is None:
+            make_pruned(work)
+        else:
+            make_pruned_gradually(work, restricted, choices, gradual, notes=notes)
         if splits is not None and subject.trained_epochs is None and set(request.variants) & FROM_SCRATCH:
             run.note(
                 f"the checkpoint does not say how long it was trained: variants from scratch are trained for "
@@ -152,6 +169,12 @@ def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAG
     size = len(splits.calibration)  # type: ignore[arg-type]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images]
     yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
+
+
+def _best_method(request: PruneRequest, splits: DataSplits | None) -> str:
+    if request.cuts is not None or request.every_steps is not None:
+        return DEFAULT_GRADUAL_METHOD
+    return DEFAULT_METHOD if splits is not None else DATA_FREE_METHOD
 
 
 def _scratch_recipe(request: PruneRequest, subject: Subject, tuning: TrainingRecipe) -> TrainingRecipe:
@@ -178,33 +201,13 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
         "alignment": request.alignment or f"auto, {granule_for(request.engine, request.precision)}",
         "variants": list(request.variants),
         "training": asdict(request.training),
+        "cuts": request.cuts,
+        "every_steps": request.every_steps,
+        "flop_penalty": request.flop_penalty or None,
+        "distill": request.distill or None,
         "input_shape": list(subject.input_shape),
         "data": splits.name if splits is not None else None,
         "seed": request.seed,
-    }
-
-
-def _record_of(channels: Channels, cut: Cut, choices: CutChoices) -> dict[str, Any]:
-    """What the manifest keeps of a cut: the plan, from which the run can be resumed, and what it does."""
-    graph, plan = channels.graph, cut.plan
-    kept = mask_from_plan(graph, plan)
-    achieved = {
-        "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
-        "parameters": graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1),
-    }
-    return {
-        "method": choices.method,
-        "criterion": choices.method,
-        "backend": channels.backend,
-        "attention": channels.traced.attention.value,
-        "ranking": choices.ranking,
-        "targets": dict(choices.budget.fractions),
-        "achieved": achieved,
-        "alignment": plan.provenance["alignment"],
-        "proof_relative_error": cut.proof.relative_error,
-        "layers": layer_widths(graph, {PRUNED: kept}),
-        "inexact": inexact_cuts(graph, kept),
-        "plan": plan.to_document(),
     }
 
 

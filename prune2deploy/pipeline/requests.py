@@ -104,7 +104,9 @@ class PruneRequest:
 
     ``method`` is one of ``choices.PRUNING_METHODS``. ``alignment`` is the granule of channels, None for what
     ``engine`` and ``precision`` want. ``protect`` and ``only`` are shell patterns for names of layers. ``data`` None
-    takes what the checkpoint records.
+    takes what the checkpoint records. With ``cuts`` or ``every_steps`` the fine-tuning itself cuts, so many times or
+    every so many steps. ``flop_penalty`` is what the whole of the dense FLOPs is worth in units of the criterion.
+    ``distill``: the dense model is the teacher of every variant that is trained.
     """
 
     checkpoint: Path
@@ -125,6 +127,10 @@ class PruneRequest:
     precision: str | None = None
     variants: tuple[str, ...] = DEFAULT_VARIANTS
     training: TrainingChoices = field(default_factory=TrainingChoices)
+    cuts: int | None = None
+    every_steps: int | None = None
+    flop_penalty: float = 0.0
+    distill: bool = False
     seed: int = 0
     resume: bool = False
     out: Path | None = None
@@ -133,6 +139,8 @@ class PruneRequest:
 
     def __post_init__(self) -> None:
         _check_holds_pruned(self.variants)
+        if self.cuts is not None and self.every_steps is not None:
+            raise InputError("each say when to cut", where="--cuts and --every-steps", hint="pass the one or the other")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

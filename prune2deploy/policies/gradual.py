@@ -176,7 +176,15 @@ class Gradual(NoPruning):
         provenance = {"method": "gradual", "criterion": self._criterion.name, "alignment": self._granule}
         removed = int((self._standing.kept & ~kept).sum())
         plan = self._standing.cut_to(kept, provenance)
-        self._cuts.append({"step": moment.step, "removed": removed, "images": images, **self._standing.fractions()})
+        self._cuts.append(
+            {
+                "step": moment.step,
+                "epoch": moment.epoch + 1,
+                "removed": removed,
+                "images": images,
+                **self._standing.fractions(),
+            }
+        )
         self._begin_anew()
         return Decision(plan=plan)
 

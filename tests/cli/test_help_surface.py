@@ -8,6 +8,7 @@ import typer
 
 from prune2deploy import __version__
 from prune2deploy.cli.app import app
+from prune2deploy.pipeline.method_options import METHOD_OPTIONS
 
 COMMANDS = ["train", "prune", "export", "build", "bench", "report", "demo", "inspect", "doctor"]
 
@@ -24,11 +25,17 @@ TRAINING = {
     "--mixed-precision",
 }
 OPTIONS = {
-    "train": TRAINING | RUNNING | {"--data", "--input", "--method", "--seed", "--resume", "--out"},
+    "train": TRAINING
+    | RUNNING
+    | {"--data", "--input", "--method", "--variants", "--seed", "--resume", "--out"}
+    | {"--ema", "--compile", "--micro-batches", "--flops", "--params", "--ranking", "--scope", "--align", "--engine"}
+    | {"--precision", "--protect", "--only", "--exact-only"}
+    | {option for taken in METHOD_OPTIONS.values() for option in taken},
     "prune": TRAINING
     | RUNNING
     | {"--flops", "--params", "--method", "--criterion", "--ranking", "--scope", "--align", "--engine", "--precision"}
-    | {"--protect", "--only", "--exact-only", "--backend", "--attention"}
+    | {"--protect", "--only", "--exact-only", "--backend", "--attention", "--flop-penalty", "--cuts", "--every-steps"}
+    | {"--distill", "--ema", "--compile", "--micro-batches"}
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
     "inspect": RUNNING | {"--model", "--input", "--scope", "--backend", "--attention", "--trust-pickle", "--json"},
     "export": RUNNING | {"--precision", "--normalize", "--softmax"},

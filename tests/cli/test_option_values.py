@@ -20,7 +20,8 @@ REFUSED = [
     (["prune", "m"], "no target is set; say which share of the dense model stays: --flops 0.33 or --params 0.5"),
     (["prune", "m", "--latency", "0.5"], "--latency: is not available in this version"),
     (["prune", "m", "--memory", "0.5"], "--memory: is not available in this version"),
-    (["prune", "m", "--flops", "0.5", "--distill"], "--distill: is not available in this version"),
+    (["prune", "m", "--flops", "0.5", "--cuts", "2", "--every-steps", "9"], "each say when to cut"),
+    (["prune", "m", "--flops", "0.5", "--flop-penalty", "-1"], "--flop-penalty -1: is out of range"),
     (
         ["prune", "m", "--flops", "0.5", "--method", "magic"],
         "choose l1, l2, bn-scale, taylor, taylor-bn, fisher or random",

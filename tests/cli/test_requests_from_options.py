@@ -82,6 +82,56 @@ def test_training_takes_digits_unless_told(asked):
     request = asked("train", "resnet20", "--epochs", "2")
     assert (request.model, request.data, request.method) == ("resnet20", "digits", "dense")
     assert request.training == requests.TrainingChoices(epochs=2)
+    assert request.pruning == requests.MethodChoices()
+
+
+def test_every_common_option_of_a_method_arrives(asked):
+    request = asked(
+        *("train", "resnet20", "--method", "3sp", "--flops", "0.5", "--params", "0.6", "--ranking", "per-layer"),
+        *("--scope", "inside-blocks", "--protect", "head", "--only", "blocks.*", "--exact-only", "--align", "8"),
+        *("--engine", "trt", "--precision", "fp32", "--variants", "scratch,pruned,dense", "--score-images", "64"),
+        *("--per", "none", "--criterion", "taylor", "--ema", "0.9", "--compile", "eager", "--micro-batches", "2"),
+    )
+    assert request.method == "3sp"
+    assert request.training == requests.TrainingChoices(ema_decay=0.9, compile="eager", micro_batches=2)
+    assert request.pruning == requests.MethodChoices(
+        options={"criterion": "taylor", "per": "none", "images": 64},
+        targets=requests.Targets(flops=0.5, parameters=0.6),
+        ranking="per-layer",
+        scope="inside-blocks",
+        protect=("head",),
+        only=("blocks.*",),
+        exact_only=True,
+        alignment=8,
+        engine="trt",
+        precision="fp32",
+        variants=("dense", "pruned", "scratch"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "fields"),
+    [
+        (("epi", "--flops", "0.5", "--window", "3", "--fallback-epoch", "9"), {"window": 3, "fallback_epoch": 9}),
+        (("epi", "--flops", "0.5", "--threshold", "0.9", "--prune-epoch", "2"), {"threshold": 0.9, "prune_epoch": 2}),
+        (("prunetrain", "--penalty-ratio", "0.3", "--interval", "4"), {"ratio": 0.3, "interval": 4}),
+        (("prunetrain", "--no-dynamic-batch", "--dead-below", "1e-3"), {"dynamic_batch": False, "dead_below": 1e-3}),
+        (("prunetrain", "--dynamic-batch", "--largest-batch", "512"), {"dynamic_batch": True, "largest_batch": 512}),
+        (
+            ("activation-density", "--keep", "reinitialise", "--threshold", "0.1"),
+            {"keep": "reinitialise", "threshold": 0.1},
+        ),
+        (("activation-density", "--plateau-window", "2", "--plateau-epsilon", "0.1"), {"window": 2, "epsilon": 0.1}),
+        (
+            ("activation-density", "--minimum-epochs", "2", "--max-rounds", "3", "--every", "4"),
+            {"minimum_epochs": 2, "max_rounds": 3, "every": 4},
+        ),
+    ],
+)
+def test_options_of_a_method_become_fields_of_its_record(asked, typed, fields):
+    request = asked("train", "resnet20", "--method", *typed)
+    assert dict(request.pruning.options) == fields
+    assert (request.pruning.targets is None) == ("--flops" not in typed)
 
 
 def test_bench_takes_files_claims_and_limits(asked, tmp_path):
@@ -120,3 +170,21 @@ def test_bench_takes_files_claims_and_limits(asked, tmp_path):
 def test_the_other_commands_pass_on_what_they_are_given(arguments, expected, asked):
     request = asked(*arguments)
     assert {name: getattr(request, name) for name in expected} == expected
+
+
+def test_gradual_cuts_teachers_and_all_variants_arrive(asked):
+    request = asked(
+        *("prune", "net.pth", "--flops", "0.5", "--every-steps", "100", "--flop-penalty", "0.5", "--distill"),
+        *("--ema", "0.99", "--compile", "eager", "--micro-batches", "4", "--variants", "scratch,bottleneck,pruned"),
+    )
+    assert request == requests.PruneRequest(
+        checkpoint=Path("net.pth"),
+        targets=requests.Targets(flops=0.5),
+        variants=("pruned", "bottleneck", "scratch"),
+        training=requests.TrainingChoices(ema_decay=0.99, compile="eager", micro_batches=4),
+        every_steps=100,
+        flop_penalty=0.5,
+        distill=True,
+        command=request.command,
+    )
+    assert asked("prune", "net.pth", "--flops", "0.5", "--cuts", "5").cuts == 5

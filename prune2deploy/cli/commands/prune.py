@@ -79,7 +79,13 @@ def prune(
     label_smoothing: options.LabelSmoothing = None,
     weight_decay: options.WeightDecay = None,
     mixed_precision: options.MixedPrecision = None,
-    distill: Annotated[bool, typer.Option("--distill", hidden=True)] = False,
+    cuts: options.Cuts = None,
+    every_steps: options.EverySteps = None,
+    flop_penalty: options.FlopPenalty = None,
+    distill: options.Distill = False,
+    ema: options.Ema = None,
+    compile_with: options.Compile = None,
+    micro_batches: options.MicroBatches = None,
     seed: options.Seed = 0,
     resume: options.Resume = False,
     out: options.Out = None,
@@ -92,7 +98,6 @@ def prune(
     """
     values.refuse_option("--latency", latency, hint="set a target with --flops or --params")
     values.refuse_option("--memory", memory, hint="set a target with --flops or --params")
-    values.refuse_option("--distill", distill, hint="leave it out: fine-tuning uses the labels")
     request = PruneRequest(
         checkpoint=checkpoint,
         targets=Targets(
@@ -124,7 +129,14 @@ def prune(
             label_smoothing=label_smoothing,
             weight_decay=weight_decay,
             mixed_precision=mixed_precision,
+            ema=ema,
+            compile_with=compile_with,
+            micro_batches=micro_batches,
         ),
+        cuts=cuts,
+        every_steps=every_steps,
+        flop_penalty=values.rate("--flop-penalty", flop_penalty) or 0.0,
+        distill=distill,
         seed=seed,
         resume=resume,
         out=out,
