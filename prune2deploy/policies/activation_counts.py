@@ -42,25 +42,26 @@ class ActivationCounter:
         mode = _Watch(self._see)
         entered: list[bool] = []
 
-        # Plain functions: copies of the model share them, where methods would be copied with all that they hold. A
-        # compiler must not look into them: under the mode it runs the model as it is written.
-        @torch.compiler.disable
+        # Plain functions: copies of the model share them, where methods would be copied with all that they hold.
         def enter(module: nn.Module, inputs: Any) -> None:
             entered.append(module is model and self.is_on and module.training and torch.is_grad_enabled())
             if entered[-1]:
                 self._calls = 0
                 mode.__enter__()  # type: ignore[no-untyped-call]
 
-        @torch.compiler.disable
         def leave(module: nn.Module, inputs: Any, outputs: Any) -> None:
             if entered and entered.pop():
                 mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 if outputs is not None:  # the pass did not fail
                     self._check_all_were_called()
 
+        # A compiler must not look into them: under the mode it runs the model as it is written.
         self._handles = [
-            model.register_forward_pre_hook(enter),
-            model.register_forward_hook(leave, always_call=True),
+            model.register_forward_pre_hook(torch.compiler.disable(enter)),  # type: ignore[no-untyped-call]
+            model.register_forward_hook(
+                torch.compiler.disable(leave),  # type: ignore[no-untyped-call]
+                always_call=True,
+            ),
         ]
 
     def detach(self) -> None:
