@@ -10,10 +10,12 @@ from prune2deploy.data.imported import imported_data
 from prune2deploy.data.request import DataRequest
 from prune2deploy.data.spec import IMPORT, DataSpec
 from prune2deploy.data.splits import DataSplits, Normalization, Shape
+from prune2deploy.data.textures import textures
 from prune2deploy.progress import SILENT, Progress
 
 LOADERS: Mapping[str, Callable[[DataRequest], DataSplits]] = {
     "digits": digits,
+    "textures": textures,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "imagefolder": image_folder,

@@ -7,17 +7,19 @@ from prune2deploy.user_code import is_import_path
 
 IMPORT = "import"
 
-_WITHOUT_PLACE = ("digits",)
+_WITHOUT_PLACE = ("digits", "textures")
 _WITH_PLACE = ("cifar10", "cifar100", "imagefolder", "hf")
-_GRAMMAR = "write digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME_OR_DIR or package.module:factory"
+_GRAMMAR = (
+    "write digits, textures, cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME_OR_DIR or package.module:factory"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSpec:
     """Which data, from where. Parsing reads no disk.
 
-    ``kind`` is "digits", "cifar10", "cifar100", "imagefolder", "hf" or "import"; ``place`` is the folder, the name at
-    Hugging Face or ``package.module:factory``, empty for digits.
+    ``kind`` is "digits", "textures", "cifar10", "cifar100", "imagefolder", "hf" or "import"; ``place`` is the folder,
+    the name at Hugging Face or ``package.module:factory``, empty for digits and textures.
     """
 
     kind: str

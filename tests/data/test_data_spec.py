@@ -11,6 +11,7 @@ from prune2deploy.errors import DataError
     ("text", "kind", "place"),
     [
         ("digits", "digits", ""),
+        ("textures", "textures", ""),
         ("cifar10:data", "cifar10", "data"),
         ("cifar100:/data/cifar", "cifar100", "/data/cifar"),
         ("imagefolder:C:/pictures", "imagefolder", "C:/pictures"),
@@ -26,7 +27,7 @@ def test_a_data_spec_reads_back_from_its_text(text, kind, place):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "digit", "digits:folder", "cifar10", "hf:", "imagefolder: ", "some/folder", "a b:c"]
+    "text", ["", "digit", "digits:folder", "textures:16", "cifar10", "hf:", "imagefolder: ", "some/folder", "a b:c"]
 )
 def test_texts_that_are_no_data_spec_are_refused_in_one_line(text):
     with pytest.raises(DataError) as caught:
