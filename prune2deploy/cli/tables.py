@@ -154,6 +154,26 @@ def share(fraction: float) -> str:
     return "<0.1%" if 0 < fraction < 0.0005 else f"{fraction:.1%}"
 
 
+def spell_cost(cost: Mapping[str, Any]) -> str:
+    """What a training cost, in one line: FLOPs against dense training, seconds by phase, throughput, memory."""
+    parts = []
+    if dense := cost.get("dense_training_flops"):
+        done = cost["training_flops"]
+        parts.append(f"{flop_count(done)}, {done / dense:.3f} of the {flop_count(dense)} that dense training takes")
+    seconds = {phase: value for phase, value in cost.get("seconds", {}).items() if value >= 0.05}
+    if seconds:
+        phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
+        parts.append(f"{sum(seconds.values()):.1f} s ({phases})")
+    training = cost.get("seconds", {}).get("training")
+    if training and cost.get("images"):
+        parts.append(f"{cost['images'] / training:,.0f} images/s")
+    if cost.get("peak_memory_bytes"):
+        parts.append(f"peak memory {size(cost['peak_memory_bytes'])}")
+    if cost.get("steps"):
+        parts.append(f"{cost['steps']} steps")
+    return "; ".join(parts)
+
+
 def plain_lines(table: Table) -> Iterator[str]:
     """A table as aligned text: whole cells, two spaces between columns, no rules."""
     if table.title:

@@ -36,6 +36,30 @@ class TrainOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOutcome:
+    """What a method gave that pruned while it trained.
+
+    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense. ``costs`` are documents of
+    ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or that a target was not
+    reached, None where all is well, and ``hint`` what to do then.
+    """
+
+    run: Path
+    bundle: Path
+    model: str
+    data: str
+    method: str
+    alignment: int
+    targets: Mapping[str, float]
+    achieved: Mapping[str, float]
+    variants: tuple[VariantRow, ...]
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    shortfall: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruneOutcome:
     """What a pruning gave. ``accuracies`` are those of ``pruned`` by moment, in the order they were taken.
 
@@ -50,6 +74,17 @@ class PruneOutcome:
     achieved: Mapping[str, float]
     variants: tuple[VariantRow, ...]
     accuracies: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyOutcome:
+    """A family that was made: ``variants`` are dense, pruned and the members, in the order of the factors."""
+
+    run: Path
+    model: str
+    alignment: int
+    variants: tuple[VariantRow, ...]
     notes: tuple[str, ...] = ()
 
 

@@ -21,7 +21,18 @@ print(*sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["prune", "--help"], ["prune", "m", "--flops", "2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["prune", "--help"],
+        ["prune", "m", "--flops", "2"],
+        ["train", "--help"],
+        ["train", "m", "--method", "3sp"],
+        ["train", "m", "--interval", "5"],
+    ],
+)
 def test_what_needs_no_stage_imports_nothing_heavy(arguments):
     program = PROBE.format(arguments=arguments, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
