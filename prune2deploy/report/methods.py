@@ -1,6 +1,6 @@
 """What a method saw while it trained and pruned: the tables and plots of its findings.
 
-Findings are the JSON object that a policy leaves in the manifest (``policies/``); what one lacks is not shown.
+Findings are the JSON object that a policy leaves with the training of ``pruned``; what one lacks is not shown.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from prune2deploy.bench.subjects import PRUNED
 from prune2deploy.report.canvas import ACCENT, INK, MUTED, Plot, colour_of, drawing, plot_from_figure
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.figures import spell_number, spell_percent
@@ -23,7 +24,7 @@ _WHY = {"indicator": "", "fallback": ", the fallback", "fixed": ", as asked for"
 
 def method_tables(content: ReportContent) -> tuple[Table, ...]:
     """All tables of the findings, in reading order; empty ones where there is nothing to show."""
-    findings = content.manifest.pruning.get("findings", {})
+    findings = _findings(content)
     return (
         facts_table(findings),
         stability_table(findings),
@@ -35,7 +36,7 @@ def method_tables(content: ReportContent) -> tuple[Table, ...]:
 
 def method_plots(content: ReportContent) -> Iterator[Plot | None]:
     """All plots of a training that was pruned on the way, in reading order; None where there is nothing to draw."""
-    findings = content.manifest.pruning.get("findings", {})
+    findings = _findings(content)
     yield size_plot(content)
     yield stability_plot(findings)
     yield surviving_plot(content)
@@ -217,13 +218,13 @@ def stability_plot(findings: Mapping[str, Any]) -> Plot | None:
 
 def surviving_plot(content: ReportContent) -> Plot | None:
     """The share of each layer's channels that PruneTrain left, over the epochs."""
-    pruning = content.manifest.pruning
-    cuts = pruning.get("findings", {}).get("reconfigurations", ())
+    findings = _findings(content)
+    cuts = findings.get("reconfigurations", ())
     if not cuts:
         return None
-    dense = {layer["name"]: layer["dense"] for layer in pruning["layers"] if layer["name"] in cuts[0]["widths"]}
-    epochs = pruning["findings"]["schedule"]["epochs"]
-    ends = [*cuts, {**cuts[-1], "epoch": epochs}]
+    layers = content.manifest.pruning["layers"]
+    dense = {layer["name"]: layer["dense"] for layer in layers if layer["name"] in cuts[0]["widths"]}
+    ends = [*cuts, {**cuts[-1], "epoch": findings["schedule"]["epochs"]}]
     series = {
         layer: [(0, 100.0), *((cut["epoch"], 100 * cut["widths"][layer] / width) for cut in ends)]
         for layer, width in dense.items()
@@ -301,6 +302,11 @@ def _layers_plot(
         axes.set_ylabel(label)
         figure.legend(loc="outside upper left", ncols=2)
         return plot_from_figure(figure, key=key, title=title, description=description)
+
+
+def _findings(content: ReportContent) -> Mapping[str, Any]:
+    pruned = content.manifest.variants.get(PRUNED)
+    return {} if pruned is None else pruned.training.get("findings", {})
 
 
 def _stability(findings: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -291,7 +291,7 @@ def provenance_table(content: ReportContent) -> Table:
     facts |= {
         f"pruning: {name}": value
         for name, value in pruning.items()
-        if name not in ("layers", "frozen", "inexact", "plan", "findings")
+        if name not in ("layers", "frozen", "inexact", "plan")
     }
     facts |= {f"made with {name}": version for name, version in manifest.versions.items()}
     return Table(key="provenance", title="Provenance", columns=("what", "value"), rows=tuple(_facts(facts)))

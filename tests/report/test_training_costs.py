@@ -90,7 +90,7 @@ def test_a_network_that_kept_its_size_is_not(make_manifest) -> None:
 
 
 def with_findings(manifest: RunManifest, **findings: Any) -> ReportContent:
-    return content_of(replace(manifest, pruning={**manifest.pruning, "findings": findings}))
+    return content_of(with_training(manifest, "pruned", findings=findings))
 
 
 def keys_of(content: ReportContent) -> set[str]:
