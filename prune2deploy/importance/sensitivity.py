@@ -28,12 +28,12 @@ def summed_gate_gradients(
         ModelError: the model does not return class scores.
     """
     parameters = parameters_of(model, graph.axes_with(Role.CONSUMER))
-    needs_two = any(isinstance(module, _BatchNorm) for module in model.modules())
+    enough = 2 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1
     total, count = np.zeros(graph.channel_count), 0
     with scoring_state(model, batch_statistics=True):
         for images, labels in batches:
-            if needs_two and len(images) < 2:
-                continue
+            if len(images) < enough:
+                continue  # also the empty share of a process in a short last batch
             gradients = loss_gradients(summed_loss(model, images, labels), parameters)
             total += gate_gradients(graph, parameters, gradients)
             count += len(images)

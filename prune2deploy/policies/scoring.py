@@ -61,7 +61,7 @@ def training_scores(
 
 
 class _Counted:
-    """Batches that count their images."""
+    """Batches that count their images, without empty ones (the share of a process in a short last batch)."""
 
     def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         self._batches = batches
@@ -69,5 +69,6 @@ class _Counted:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self._batches:
-            self.images += len(images)
-            yield images, labels
+            if len(images):
+                self.images += len(images)
+                yield images, labels

@@ -68,6 +68,14 @@ def test_a_batch_of_one_image_is_passed_over_only_where_norms_need_two(make, bat
     assert summed_gate_gradients(without.graph, without, single)[1] == 1
 
 
+def test_an_empty_batch_is_passed_over(make, batches):
+    model = make("Residual")
+    empty = [(images[:0], labels[:0]) for images, labels in batches[:1]]
+    found, count = summed_gate_gradients(model.graph, model, [*batches, *empty])
+    assert found.tolist() == summed_gate_gradients(model.graph, model, batches)[0].tolist()
+    assert count == 7
+
+
 def test_sensitivity_and_statistics_leave_the_model_as_it_was(make, batches):
     model = make("Chain")
     model.train()
