@@ -53,7 +53,7 @@ Data = Annotated[
         "--data",
         metavar="SPEC",
         rich_help_panel=_MODEL,
-        help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME_OR_DIR or package.module:factory.",
+        help="digits, textures, cifar10:DIR, cifar100:DIR, imagefolder:DIR, hf:NAME_OR_DIR or package.module:factory.",
     ),
 ]
 TrustPickle = Annotated[
