@@ -13,6 +13,7 @@ PUBLISHED_PARAMETERS = {
     "wrn40_2": 2_243_546,
     "vgg16_bn": 14_728_266,
     "vgg19_bn": 20_040_522,
+    "densenet_bc_40_12": 176_122,
     "densenet_bc_100_12": 769_162,
 }
 

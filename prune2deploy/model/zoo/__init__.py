@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from prune2deploy.model.zoo.densenet import densenet_bc_100_12
+from prune2deploy.model.zoo.densenet import densenet_bc_40_12, densenet_bc_100_12
 from prune2deploy.model.zoo.resnet import resnet8_wide, resnet18, resnet20, resnet32, resnet56
 from prune2deploy.model.zoo.vgg import vgg16_bn, vgg19_bn
 from prune2deploy.model.zoo.wide_resnet import wrn40_2
@@ -16,6 +16,7 @@ from prune2deploy.model.zoo.wide_resnet import wrn40_2
 INPUT_SIZE = (32, 32)
 
 ZOO: Mapping[str, Callable[..., nn.Module]] = {
+    "densenet_bc_40_12": densenet_bc_40_12,
     "densenet_bc_100_12": densenet_bc_100_12,
     "resnet18": resnet18,
     "resnet20": resnet20,

@@ -90,6 +90,11 @@ class DenseNet(nn.Module):
         return logits
 
 
+def densenet_bc_40_12(*, num_classes: int = 10, in_channels: int = 3) -> DenseNet:
+    """DenseNet-BC of depth 40 and growth 12: 0.18 M parameters."""
+    return DenseNet(depth=40, growth=12, num_classes=num_classes, in_channels=in_channels)
+
+
 def densenet_bc_100_12(*, num_classes: int = 10, in_channels: int = 3) -> DenseNet:
     """DenseNet-BC of depth 100 and growth 12: 0.77 M parameters."""
     return DenseNet(depth=100, growth=12, num_classes=num_classes, in_channels=in_channels)
