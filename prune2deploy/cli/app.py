@@ -11,6 +11,7 @@ from prune2deploy.cli.commands.build import build
 from prune2deploy.cli.commands.demo import demo
 from prune2deploy.cli.commands.doctor import doctor
 from prune2deploy.cli.commands.export import export
+from prune2deploy.cli.commands.family import family
 from prune2deploy.cli.commands.inspect import inspect
 from prune2deploy.cli.commands.prune import prune
 from prune2deploy.cli.commands.report import report
@@ -48,6 +49,7 @@ app.command(rich_help_panel=_CHAIN, epilog="Example: p2d train resnet8_wide --da
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d prune resnet50.pth --flops 0.33 --data imagefolder:photos")(
     prune
 )
+app.command(rich_help_panel=_CHAIN, epilog="Example: p2d family --factors 0.5,0.75,1.5")(family)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d export")(export)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d build --engine trt-rtx --batch 1,32")(build)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d bench --engine ort-cpu --threads 1 --claim flops")(bench)

@@ -38,6 +38,19 @@ def counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def factors(option: str, text: str) -> tuple[float, ...]:
+    """Positive numbers, comma-separated, such as 0.5,1.5; each once, in the order given, to six digits."""
+    found = []
+    for part in text.split(","):
+        value = _number(option, part.strip(), example="0.5,0.75,1.5")
+        if not 0 < value < float("inf"):
+            raise InputError(
+                "is no positive number", where=f"{option} {part.strip()}", hint=f"for instance {option} 0.5,0.75,1.5"
+            )
+        found.append(float(f"{value:g}"))
+    return tuple(dict.fromkeys(found))
+
+
 def names(option: str, text: str, choices: Mapping[str, str]) -> tuple[str, ...]:
     """Names out of ``choices``, comma-separated; in the order of ``choices`` and each once."""
     asked = {known(part.strip(), choices, where=option) for part in text.split(",")}

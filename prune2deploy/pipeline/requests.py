@@ -144,6 +144,16 @@ class PruneRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyRequest:
+    """``p2d family``: the pruned widths of ``run`` (None: the latest) times each of ``factors``, as its variants."""
+
+    run: Path | None = None
+    factors: tuple[float, ...] = (0.5, 0.75, 1.5)
+    resume: bool = False
+    command: tuple[str, ...] = ("p2d", "family")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InspectRequest:
     """``p2d inspect``: ``subject`` is a checkpoint, a model spec or a run folder; whichever exists, in that order."""
 

@@ -10,6 +10,7 @@ import pytest
 FUNCTIONS = {
     "train": "run_train",
     "prune": "run_prune",
+    "family": "run_family",
     "inspect": "run_inspect",
     "export": "run_export",
     "build": "run_build",

@@ -10,7 +10,7 @@ from prune2deploy import __version__
 from prune2deploy.cli.app import app
 from prune2deploy.pipeline.method_options import METHOD_OPTIONS
 
-COMMANDS = ["train", "prune", "export", "build", "bench", "report", "demo", "inspect", "doctor"]
+COMMANDS = ["train", "prune", "family", "export", "build", "bench", "report", "demo", "inspect", "doctor"]
 
 RUNNING = {"--quiet", "--verbose"}
 TRAINING = {
@@ -37,6 +37,7 @@ OPTIONS = {
     | {"--protect", "--only", "--exact-only", "--backend", "--attention", "--flop-penalty", "--cuts", "--every-steps"}
     | {"--distill", "--ema", "--compile", "--micro-batches"}
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
+    "family": RUNNING | {"--factors", "--resume"},
     "inspect": RUNNING | {"--model", "--input", "--scope", "--backend", "--attention", "--trust-pickle", "--json"},
     "export": RUNNING | {"--precision", "--normalize", "--softmax"},
     "build": RUNNING | {"--engine", "--precision", "--batch", "--threads"},

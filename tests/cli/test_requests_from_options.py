@@ -188,3 +188,9 @@ def test_gradual_cuts_teachers_and_all_variants_arrive(asked):
         command=request.command,
     )
     assert asked("prune", "net.pth", "--flops", "0.5", "--cuts", "5").cuts == 5
+
+
+def test_factors_of_a_family_arrive_once_each(asked):
+    request = asked("family", "run", "--factors", "1.5, 0.5,0.50", "--resume")
+    assert request == requests.FamilyRequest(run=Path("run"), factors=(1.5, 0.5), resume=True, command=request.command)
+    assert asked("family").run is None
