@@ -129,6 +129,10 @@ class _Finder:
         self._nodes = list(program.graph.nodes)
         self._order = {node: number for number, node in enumerate(self._nodes)}
         self._constant = {node for node in self._nodes if node.op == "get_attr" or node.name in constants}
+        for node in self._nodes:
+            inputs = node.all_input_nodes
+            if inputs and node.op == "call_function" and self._constant.issuperset(inputs) and not _written_by(node):
+                self._constant.add(node)
         self._nodes_of: dict[str, set[Node]] = {}
         for node in self._nodes:
             for path in _paths_of(node):
@@ -257,20 +261,20 @@ class _Finder:
                 zeros = zeros_everywhere or call.reads not in inside
                 becomes[call.path] = Becomes.ZEROS if zeros else Becomes.INPUT
                 flows[call.gives] = _Flow(dims=flow.dims, zero=flow.zero or zeros)
-            elif node not in hidden:
-                flows[node] = self._between(node, flow_of)
+            elif node not in hidden and node not in self._constant:
+                flows[node] = self._between(node, flow_of, result)
         if result not in flows or flows[result].dims != whole:
             raise _NotRemovableError
         return becomes if flows[result].zero else None
 
-    def _between(self, node: Node, flow_of: Callable[[Node], _Flow]) -> _Flow:
+    def _between(self, node: Node, flow_of: Callable[[Node], _Flow], result: Node) -> _Flow:
         """The flow of an operator of the code between the modules."""
         name = _name_of(node)
         arguments = [one for one in node.all_input_nodes if one not in self._constant]
         flows = [flow_of(one) for one in arguments]
         if name in _KEEP_ZERO | _OTHERS and len(flows) == 1 and node.all_input_nodes == arguments:
             return _Flow(dims=flows[0].dims, zero=flows[0].zero and name in _KEEP_ZERO)
-        if name in _PRODUCTS | _ADDITIONS and self._is_entrywise(node, flows):
+        if name in _PRODUCTS | _ADDITIONS and self._is_entrywise(node, flows, result):
             zeros = [flow.zero for flow in flows]
             if name == "div":
                 zero = len(flows) == 1 and zeros[0] and node.args[0] is arguments[0]
@@ -281,12 +285,22 @@ class _Finder:
             return replace(flows[0], dims=_turned(node, flows[0].dims))
         raise _NotRemovableError
 
-    def _is_entrywise(self, node: Node, flows: list[_Flow]) -> bool:
-        """Whether an operator of two arguments has the shape of its flowing ones, whatever the other is."""
+    def _is_entrywise(self, node: Node, flows: list[_Flow], result: Node) -> bool:
+        """Whether an operator of two arguments has the shape of those that flow, now and whatever leaves."""
         if not 1 <= len(flows) <= 2 or len({flow.dims for flow in flows}) != 1:
             return False
         constants = [one for one in node.all_input_nodes if one in self._constant]
-        return all(len(_shape(one) or ()) <= len(flows[0].dims) for one in constants)
+        return all(self._broadcasts_to(one, flows[0].dims, result) for one in constants)
+
+    def _broadcasts_to(self, constant: Node, dims: tuple[int, ...], result: Node) -> bool:
+        """Whether a constant has, along each dimension, one entry or the channels of ``result`` there."""
+        shape, value, whole = _shape(constant), self._values.get(constant.name), self._values.get(result.name)
+        if shape is None or not isinstance(value, Value) or not isinstance(whole, Value) or len(shape) > len(dims):
+            return False
+        return all(
+            size == 1 or np.array_equal(self._channels(value, dim), self._channels(whole, along))
+            for dim, (size, along) in enumerate(zip(shape, dims[len(dims) - len(shape) :], strict=True))
+        )
 
     def _is_like(self, node: Node, result: Node) -> bool:
         """Whether a value from outside has the shape of the addition, now and whatever leaves."""

@@ -126,6 +126,53 @@ def test_nested_branches_are_each_their_own() -> None:
     }
 
 
+class Scaled(nn.Module):
+    """A block in channels-last order that holds a scale of its own, as ConvNeXt has it."""
+
+    def __init__(self, *, along_last: bool) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.LayerNorm(8)
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.along_last = along_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.mix(x).permute(0, 2, 3, 1))
+        y = self.second(functional.gelu(self.first(y)))
+        if self.along_last:
+            return x + (y * self.scale).permute(0, 3, 1, 2)
+        return x + y.permute(0, 3, 1, 2) * self.scale.reshape(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("along_last", [False, True])
+def test_a_scale_that_the_block_holds_stays_and_follows_the_stream(along_last: bool) -> None:
+    stem, head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+    graph, branches = branches_of(nn.Sequential(stem, Scaled(along_last=along_last), head, nn.Flatten()))
+    [branch] = branches.values()
+    assert list(branch.modules) == ["1.mix", "1.norm", "1.first", "1.second"]
+    assert group_names(graph, branch) == ["1.first"]
+    assert "1.scale" not in branch.tensors
+    kept = graph.everything()
+    kept[graph.groups[branch.groups[0]].channels] = False
+    assert "1.scale" in restricted_graph(graph, kept).shapes
+
+
+def test_of_two_branches_without_a_shortcut_neither_leaves_alone() -> None:
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ways = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + (self.ways[0](x) + self.ways[1](x))
+
+    stem, head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+    graph, branches = branches_of(nn.Sequential(stem, Parallel(), head, nn.Flatten()))
+    [both] = branches.values()
+    assert dict(both.modules) == {"1.ways.0": Becomes.ZEROS, "1.ways.1": Becomes.ZEROS}
+    assert group_names(graph, both) == ["1.ways.0.0", "1.ways.1.0"]
+
+
 def gated(block: nn.Module, x: Tensor) -> Tensor:
     """What is before the branch is written to, which the shortcut sees."""
     return x + block.second(block.first(functional.relu(x, inplace=True)))
