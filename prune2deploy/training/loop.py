@@ -7,14 +7,14 @@ mixed precision and distributed data parallelism; ``accelerate launch`` needs no
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import DataError, InputError
 from prune2deploy.policies.policy import Decision, Moment, NoPruning, Policy, Setting, StepView, When
+from prune2deploy.processes import gathered, on_main
 from prune2deploy.progress import SILENT, Progress, Task
 from prune2deploy.surgery.apply import apply_plan
 from prune2deploy.surgery.optimizer import slice_optimizer_state
@@ -198,7 +199,7 @@ class _Training:
             self.scheduler.load_state_dict(dict(state.scheduler))
             if self.accelerator.scaler is not None and state.scaler is not None:
                 self.accelerator.scaler.load_state_dict(dict(state.scaler))
-            self.policy.load_state_dict(state.policy)
+            self.policy.load_state_dict(state.policies[self.accelerator.process_index if not self.plain else 0])
         self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
         self.meter = CostMeter(self.accelerator.device, None if state is None else state.cost)
         self.steps_done = self.meter.total().steps
@@ -416,6 +417,9 @@ class _Training:
         )
 
     def _evaluate(self) -> Evaluation:
+        if self.average is not None:
+            # The wrapper does so for the model itself: the statistics of the first process are everyone's.
+            broadcast(list(self.average.model.buffers()))
         with self.meter.phase("evaluating"):
             return evaluate(
                 self.prepared if self.average is None else self.average.model,
@@ -433,7 +437,12 @@ class _Training:
             return None
         state = TrainingState.load(self.state_path)
         where = str(self.state_path)
-        state.check_repeats(recipe=self.recipe, data=self._data_name(), where=where)
+        state.check_repeats(
+            recipe=self.recipe,
+            data=self._data_name(),
+            processes=None if self.plain else self.accelerator.num_processes,
+            where=where,
+        )
         if state.plan is not None:
             apply_plan(self.model, state.plan)
             self.plan = state.plan
@@ -441,23 +450,28 @@ class _Training:
         return state
 
     def _save_state(self) -> None:
-        if self.state_path is not None and self.accelerator.is_main_process:
-            TrainingState(
-                recipe=self.recipe,
-                data=self._data_name(),
-                history=self.history,
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                scheduler=self.scheduler.state_dict(),
-                scaler=None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-                average=None if self.average is None else self.average.state_dict(),
-                policy=self.policy.state_dict(),
-                plan=self.plan,
-                batch_size=self.batch_size,
-                dense_flops=self.dense_flops,
-                cost=self.meter.total(),
-            ).save(self.state_path)
-        self.accelerator.wait_for_everyone()
+        if self.state_path is None:
+            return
+        # What a policy has not yet added up differs from process to process.
+        policies = tuple(gathered(dict(self.policy.state_dict())))
+        on_main(lambda: self._state(policies).save(cast(Path, self.state_path)))
+
+    def _state(self, policies: tuple[Mapping[str, Any], ...]) -> TrainingState:
+        return TrainingState(
+            recipe=self.recipe,
+            data=self._data_name(),
+            history=self.history,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            average=None if self.average is None else self.average.state_dict(),
+            policies=policies,
+            plan=self.plan,
+            batch_size=self.batch_size,
+            dense_flops=self.dense_flops,
+            cost=self.meter.total(),
+        )
 
     def _data_name(self) -> str:
         return f"{self.splits.name} ({self.train_size} + {dataset_size(self.splits.evaluation)} images)"

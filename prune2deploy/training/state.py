@@ -26,9 +26,10 @@ class TrainingState:
     """A training between two epochs.
 
     ``data`` is the name of the data set with the sizes of its splits. ``model``, ``optimizer``, ``scheduler``,
-    ``scaler`` (None unless fp16), ``average`` (None unless weights are averaged) and ``policy`` are state dicts.
-    ``plan`` is what was cut so far, relative to the model that the training began with, whose forward FLOPs were
-    ``dense_flops`` an image. ``batch_size`` is that of the next epoch, ``cost`` what was spent.
+    ``scaler`` (None unless fp16) and ``average`` (None unless weights are averaged) are state dicts, and ``policies``
+    those of the policy in each process. ``plan`` is what was cut so far, relative to the model that the training began
+    with, whose forward FLOPs were ``dense_flops`` an image. ``batch_size`` is that of the next epoch, ``cost`` what was
+    spent.
     """
 
     recipe: TrainingRecipe
@@ -39,7 +40,7 @@ class TrainingState:
     scheduler: Mapping[str, Any]
     scaler: Mapping[str, Any] | None
     average: Mapping[str, Any] | None
-    policy: Mapping[str, Any]
+    policies: tuple[Mapping[str, Any], ...]
     plan: PrunePlan | None
     batch_size: int
     dense_flops: int
@@ -61,7 +62,7 @@ class TrainingState:
             "scheduler": dict(self.scheduler),
             "scaler": None if self.scaler is None else dict(self.scaler),
             "average": None if self.average is None else dict(self.average),
-            "policy": dict(self.policy),
+            "policies": [dict(policy) for policy in self.policies],
             "plan": None if self.plan is None else self.plan.to_document(),
             "batch_size": self.batch_size,
             "dense_flops": self.dense_flops,
@@ -113,7 +114,7 @@ class TrainingState:
                 scheduler=document["scheduler"],
                 scaler=document["scaler"],
                 average=document["average"],
-                policy=document["policy"],
+                policies=tuple(document["policies"]),
                 plan=None if document["plan"] is None else PrunePlan.from_document(document["plan"], where=str(path)),
                 batch_size=document["batch_size"],
                 dense_flops=document["dense_flops"],
@@ -122,8 +123,8 @@ class TrainingState:
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(damaged, where=str(path), hint=hint) from error
 
-    def check_repeats(self, *, recipe: TrainingRecipe, data: str, where: str) -> None:
-        """Refuse to go on with another recipe or data set.
+    def check_repeats(self, *, recipe: TrainingRecipe, data: str, processes: int | None, where: str) -> None:
+        """Refuse to go on with another recipe or data set, or other than the ``processes`` that a policy counted in.
 
         Raises:
             InputError: one differs; the message says what.
@@ -132,6 +133,12 @@ class TrainingState:
             raise InputError(f"was trained with another recipe: {', '.join(changes)}", where=where, hint=_REPEAT)
         if data != self.data:
             raise InputError(f"was trained on {self.data}, not on {data}", where=where, hint=_REPEAT)
+        if processes is not None and len(self.policies) != processes:
+            raise InputError(
+                f"was trained and pruned by {len(self.policies)} processes, not by {processes}",
+                where=where,
+                hint=f"resume with {len(self.policies)}, as each kept what it had counted",
+            )
 
     def check_fits(self, model: Mapping[str, Any], *, where: str) -> None:
         """Refuse to go on with another model; ``model`` is its ``state_dict``, cut by ``plan``.
