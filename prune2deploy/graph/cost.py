@@ -6,7 +6,7 @@ multiply-accumulates of convolutions and matrix products at batch 1, as ``torch.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -79,6 +79,17 @@ class CostModel:
         """Kept size of every width."""
         counts = self.incidence @ kept.astype(np.int64) + self._frozen_sizes
         return [int(count) for count in counts]
+
+    def without_branches(self, names: Set[str]) -> "CostModel":
+        """The cost of the model that lost these residual branches for good."""
+        if not names:
+            return self
+        return replace(
+            self,
+            flop_terms=tuple(term for term in self.flop_terms if names.isdisjoint(term.branches)),
+            parameter_terms=tuple(term for term in self.parameter_terms if names.isdisjoint(term.branches)),
+            branches={name: channels for name, channels in self.branches.items() if name not in names},
+        )
 
     def _evaluate(self, terms: tuple[CostTerm, ...], kept: NDArray[np.bool_]) -> int:
         sizes, gone = self.sizes(kept), self.removed_branches(kept)

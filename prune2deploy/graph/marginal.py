@@ -22,8 +22,10 @@ def marginal_flops(cost: CostModel, kept: ChannelMask) -> NDArray[np.float64]:
     """The FLOPs that the whole model loses if one more channel goes: its own layers and every reader.
 
     Shape: (channel_count,) -> (channel_count,). Unit: FLOPs at batch 1. Exact differences of ``cost.flops`` at
-    ``kept``, each channel on its own; 0 for a channel that has left already, or that no counted operator touches.
+    ``kept``, each channel on its own; 0 for a channel that has left already, or that no counted operator touches. That
+    a residual branch leaves whole with its last channel counts for no channel.
     """
+    cost = cost.without_branches(cost.removed_branches(kept))
     sizes = cost.sizes(kept)
     terms_of = _terms_by_width(cost)
 
@@ -48,6 +50,7 @@ def own_layer_flops(cost: CostModel, kept: ChannelMask) -> NDArray[np.float64]:
     joins several producers, or a depthwise convolution rides on the channel, all of them count. 0 for a channel that
     has left already, or that no counted operator makes.
     """
+    cost = cost.without_branches(cost.removed_branches(kept))
     sizes = cost.sizes(kept)
     made_by: dict[int, list[CostTerm]] = defaultdict(list)
     for term in cost.flop_terms:

@@ -41,12 +41,11 @@ def restricted_graph(graph: ChannelGraph, kept: ChannelMask) -> ChannelGraph:
 
 def _cost_after(cost: CostModel, kept: ChannelMask, gone: Set[str]) -> CostModel:
     keeps = np.append(kept, True)
+    left = cost.without_branches(gone)
     return replace(
-        cost,
-        widths=[width[keeps[width]] for width in cost.widths],
-        flop_terms=tuple(term for term in cost.flop_terms if gone.isdisjoint(term.branches)),
-        parameter_terms=tuple(term for term in cost.parameter_terms if gone.isdisjoint(term.branches)),
-        branches={name: inside[kept[inside]] for name, inside in cost.branches.items() if name not in gone},
+        left,
+        widths=[width[keeps[width]] for width in left.widths],
+        branches={name: inside[kept[inside]] for name, inside in left.branches.items()},
     )
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from prune2deploy.graph.becomes import Becomes
 from prune2deploy.graph.channels import Branch, ChannelGraph
+from prune2deploy.graph.marginal import marginal_flops
 from prune2deploy.graph.restrict import restricted_graph
 from prune2deploy.graph.trace import trace
 from prune2deploy.model.zoo.densenet import densenet_bc_100_12
@@ -252,3 +253,17 @@ def test_a_branch_of_which_a_group_is_held_stays() -> None:
     assert [branch.name for branch in held.branches] == ["2.second"]
     assert group_names(held, held.branches[0]) == ["2.first"]
     assert graph.without_branches({"1.second"}).branches == (branches["2.second"],)
+
+
+def test_a_channel_of_the_stream_costs_nothing_in_a_branch_that_left() -> None:
+    stem, head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+    graph, branches = branches_of(nn.Sequential(stem, Scaled(along_last=True), head, nn.Flatten()))
+    [branch] = branches.values()
+    kept = graph.everything()
+    kept[graph.groups[branch.groups[0]].channels] = False
+    [stream] = [group for group in graph.groups if group.index not in branch.groups]
+    fewer = kept.copy()
+    fewer[stream.channels[0]] = False
+    lost = graph.cost.flops(kept) - graph.cost.flops(fewer)
+    assert marginal_flops(graph.cost, kept)[stream.channels[0]] == lost
+    assert lost == 2 * 16 * 16 * (3 + 4)
