@@ -90,7 +90,9 @@ def marker_of(variant: str, variants: Sequence[str]) -> str:
     """The marker of a variant, so that colour is never the only difference."""
     if variant in _MARKERS:
         return _MARKERS[variant]
-    return _OTHER_MARKERS[_place(variant, variants) % len(_OTHER_MARKERS)]
+    place = _place(variant, variants)
+    # One further on at each round, so that variants that share a colour differ in their markers.
+    return _OTHER_MARKERS[(place + place // len(_OTHER_VARIANTS)) % len(_OTHER_MARKERS)]
 
 
 def plot_from_figure(figure: Figure, *, key: str, title: str, description: str) -> Plot:

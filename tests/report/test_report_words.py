@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune2deploy.report import figures
+from prune2deploy.report.canvas import colour_of, marker_of
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.plots import pareto_front
 from prune2deploy.report.tables import report_tables, result_tables, speed_table, widths_table
@@ -156,3 +157,9 @@ def test_widths_table_says_which_cuts_are_inexact() -> None:
     layers = [{"name": "a", "exact": True, **widths}, {"name": "b", "exact": False, **widths}]
     table = widths_table({"layers": [*layers, {"name": "whole", "exact": False, "dense": 8, "pruned": 8}]})
     assert [row[-1] for row in table.rows] == ["exact", "inexact", "–"]
+
+
+def test_many_variants_never_share_both_colour_and_marker():
+    variants = ["dense", "pruned", "reduced", "bottleneck", "scratch", *(f"family-{number}" for number in range(8))]
+    pairs = [(colour_of(name, variants), marker_of(name, variants)) for name in variants]
+    assert len(set(pairs)) == len(variants)
