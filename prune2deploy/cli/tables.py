@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _NOTHING = "-"
+_PHASES = ("training", "evaluating", "deciding", "cutting", "saving")
 _INEXACT = "inexact: a norm, a mean or the like takes its statistics over these channels, which a cut changes"
 
 
@@ -160,7 +161,8 @@ def spell_cost(cost: Mapping[str, Any]) -> str:
     if dense := cost.get("dense_training_flops"):
         done = cost["training_flops"]
         parts.append(f"{flop_count(done)}, {done / dense:.3f} of the {flop_count(dense)} that dense training takes")
-    seconds = {phase: value for phase, value in cost.get("seconds", {}).items() if value >= 0.05}
+    seconds = {phase: cost.get("seconds", {}).get(phase, 0.0) for phase in _PHASES}
+    seconds = {phase: value for phase, value in seconds.items() if value >= 0.05}
     if seconds:
         phases = ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         parts.append(f"{sum(seconds.values()):.1f} s ({phases})")

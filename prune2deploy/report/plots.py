@@ -194,7 +194,9 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
 def widths_plot(content: ReportContent) -> Plot | None:
     """The width of every layer, dense behind pruned."""
     layers: list[dict[str, Any]] = [
-        layer for layer in content.manifest.pruning.get("layers", ()) if layer.get("dense") and layer.get("pruned")
+        layer
+        for layer in content.manifest.pruning.get("layers", ())
+        if layer.get("dense") and layer.get("pruned") is not None
     ]
     if not layers:
         return None

@@ -1,6 +1,11 @@
 """Options of methods that do not go together are refused in one line, before anything is imported or written."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+
+from prune2deploy.pipeline.outcomes import MethodOutcome, VariantRow
 
 REFUSED = [
     (("--method", "3sp"), "no target is set"),
@@ -36,3 +41,52 @@ def test_what_a_method_does_not_take_is_refused(run_p2d, tmp_path, monkeypatch, 
     assert line in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+COST = {
+    "training_flops": 40_000_000_000,
+    "dense_training_flops": 80_000_000_000,
+    "images": 5000,
+    "steps": 40,
+    "seconds": {"deciding": 0.5, "training": 2.0, "cutting": 0.01},
+    "peak_memory_bytes": 3 << 30,
+}
+
+
+def method_outcome(**changes):
+    row = VariantRow(name="dense", flops=10, flops_fraction=1.0, parameters=10, parameters_fraction=1.0, accuracy=None)
+    return MethodOutcome(
+        run=Path("here"),
+        bundle=Path("here/pruned"),
+        model="tiny",
+        data="digits",
+        method="prunetrain",
+        alignment=16,
+        targets={"flops": 0.5},
+        achieved={"flops": 0.4},
+        variants=(row, replace(row, name="pruned", flops=4, flops_fraction=0.4, accuracy=0.9)),
+        costs={"pruned": COST},
+        notes=("it went well",),
+        **changes,
+    )
+
+
+def test_what_training_cost_is_one_line_in_the_order_of_the_work(stage, run_p2d):
+    stage("train", lambda progress: method_outcome())
+    result = run_p2d("train", "tiny", "--method", "prunetrain")
+    assert result.exit_code == 0
+    assert (
+        "training pruned: 40.00 GFLOPs, 0.500 of the 80.00 GFLOPs that dense training takes; "
+        "2.5 s (training 2.0, deciding 0.5); 2,500 images/s; peak memory 3.0 GiB; 40 steps\n"
+    ) in result.stdout
+    assert result.stdout.endswith("note: it went well\nrun: here\nnext: p2d export, then p2d bench\n")
+
+
+def test_a_shortfall_shows_the_result_and_leaves_with_3(stage, run_p2d):
+    outcome = method_outcome(shortfall="prunetrain removed nothing", hint="raise --penalty-ratio")
+    stage("train", lambda progress: outcome)
+    result = run_p2d("train", "tiny", "--method", "prunetrain")
+    assert result.exit_code == 3
+    assert result.stderr == "p2d: error: here: prunetrain removed nothing; raise --penalty-ratio\n"
+    assert ["pruned", "4", "0.400", "10", "1.000", "90.0%"] in [line.split() for line in result.stdout.splitlines()]
+    assert "next:" not in result.stdout

@@ -152,3 +152,12 @@ def test_densities_are_drawn_with_the_cuts_between_rounds(make_manifest) -> None
 
 def test_a_run_without_a_method_shows_none_of_this(make_manifest) -> None:
     assert not {key for key in keys_of(content_of(make_manifest())) if key.startswith("method")}
+
+
+def test_a_layer_that_left_whole_is_drawn_without_a_width(make_manifest) -> None:
+    manifest = make_manifest(layers=2)
+    first, second = manifest.pruning["layers"]
+    layers = [first, {**second, "pruned": 0}]
+    content = content_of(replace(manifest, pruning={**manifest.pruning, "layers": layers}))
+    (plot,) = [plot for plot in report_plots(content) if plot.key == "widths"]
+    assert f"{first['pruned']} of 128 channels stay in 2 layers" in plot.description
