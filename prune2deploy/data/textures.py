@@ -1,4 +1,4 @@
-"""Textures: a generated task that is hard enough to tell wide networks from narrow ones, in seconds an epoch.
+"""Textures: a generated task that small networks do not get all right, in seconds an epoch.
 
 Each image is the sum of a coarse and a fine grating in noise, each of one of ``ORIENTATIONS`` orientations; the class
 is the sum of the two orientation numbers, modulo ``ORIENTATIONS``. Neither grating alone says anything of the class: a
