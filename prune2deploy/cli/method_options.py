@@ -191,7 +191,7 @@ AccuracyDrop = Annotated[
         "--accuracy-drop",
         metavar="SHARE",
         rich_help_panel=_METHOD,
-        help="activation-density: fall of the training accuracy from one round to a later one that ends the cuts.",
+        help="activation-density: fall of training accuracy from one round to a later one with which nothing is cut.",
     ),
 ]
 Every = Annotated[
