@@ -33,7 +33,7 @@ class ActivationDensityOptions:
     minimum_epochs: epochs that every round trains at least, the one after the last cut too; None: two windows.
     threshold: count |a| > threshold, and so size layers with GELU or SiLU too; None: count what is not zero.
     max_rounds: most cuts; None for no limit.
-    accuracy_drop: loss of training accuracy from one round to a later one that ends the cuts.
+    accuracy_drop: loss of training accuracy from one round to a later one with which nothing is cut.
     every: look at one training step of so many.
 
     Raises:
@@ -81,11 +81,11 @@ class ActivationDensity(NoPruning):
     max(1, round(width * density)) channels, as near as alignment allows, those that were densest over the last window.
 
     The cuts end, and training goes on, when the densities at the end of a round are within ``epsilon`` of those at
-    the end of the round before; when no width would change; when the mean training accuracy over the last window is
-    ``accuracy_drop`` below that of an earlier round (of the training split, so that the evaluation split decides
-    nothing; what left does not come back); after ``max_rounds`` cuts; when too few epochs are left for another round;
-    or when ``aim.budget`` is met. The cut that meets it takes of every group only the share of its cut that is
-    needed.
+    the end of the round before; when no width would change; after ``max_rounds`` cuts; when too few epochs are left for
+    another round; or when ``aim.budget`` is met. The cut that meets it takes of every group only the share of its cut
+    that is needed. While the mean training accuracy over the last window is more than ``accuracy_drop`` below that of
+    an earlier round, the round goes on: it may recover, and if it does not, nothing more leaves (nothing comes back
+    either). That is accuracy on the training split, so that the evaluation split decides nothing.
 
     Groups that no rectifier sees keep their widths, and the findings say so. GELU, SiLU and their like give no zeros,
     so groups behind them count as seen by none unless ``threshold`` is given. ``activations`` are those of the
@@ -115,6 +115,7 @@ class ActivationDensity(NoPruning):
         self._epochs = 0
         self._steps = 0
         self._stopped: str | None = None
+        self._waits: str | None = None
         self._curve: list[dict[str, Any]] = []
         self._rounds: list[dict[str, Any]] = []
         self._channels: list[NDArray[np.float64]] = []
@@ -161,8 +162,9 @@ class ActivationDensity(NoPruning):
         densities = np.mean(recent[-options.window :], axis=0)
         cut = self._cut(densities)
         self._close_round(densities)
-        self._stopped = self._reason_to_stop(moment, densities, cut)
-        if self._stopped is not None:
+        self._waits = self._reason_to_wait()
+        self._stopped = None if self._waits else self._reason_to_stop(moment, densities, cut)
+        if self._stopped is not None or self._waits is not None:
             return None
         plan = self._standing.cut_to(cut.kept, self._provenance(moment))
         self._begin_round(moment.epoch)
@@ -184,7 +186,7 @@ class ActivationDensity(NoPruning):
             "keep": self._options.keep,
             "curve": list(self._curve),
             "rounds": [dict(one) for one in self._rounds],
-            "stopped": self._stopped,
+            "stopped": self._stopped or self._waits,
             "unseen": self._unseen(),
             "training_complexity": self._complexity(),
             "reached": None if self._aim.budget is None else self._is_reached(),
@@ -198,6 +200,7 @@ class ActivationDensity(NoPruning):
             "standing": self._standing.state_dict(),
             "epochs": self._epochs,
             "stopped": self._stopped,
+            "waits": self._waits,
             "curve": list(self._curve),
             "rounds": [dict(one) for one in self._rounds],
             "channels": [torch.from_numpy(one.copy()) for one in self._channels],
@@ -208,6 +211,7 @@ class ActivationDensity(NoPruning):
         self._standing.load_state_dict(state["standing"])
         self._epochs = state["epochs"]
         self._stopped = state["stopped"]
+        self._waits = state["waits"]
         self._curve = list(state["curve"])
         self._rounds = [dict(one) for one in state["rounds"]]
         self._channels = [one.numpy().copy() for one in state["channels"]]
@@ -280,20 +284,24 @@ class ActivationDensity(NoPruning):
         self._rounds[-1]["training_accuracy"] = sum(known) / len(known) if known else None
 
     def _reason_to_stop(self, moment: Moment, densities: NDArray[np.float64], cut: Cut) -> str | None:
-        """Why there is no further cut, or None. A round that merely has too little time left may still go on."""
-        now, earlier = self._rounds[-1], self._rounds[:-1]
-        best = max((one["training_accuracy"] for one in earlier if one["training_accuracy"] is not None), default=None)
-        accuracy = now["training_accuracy"]
+        """Why there is no further cut, whatever comes, or None."""
+        earlier = self._rounds[:-1]
         if self._is_reached():
             return "the target is met"
-        if best is not None and accuracy is not None and accuracy < best - self._options.accuracy_drop:
-            return f"training accuracy dropped from {best:.3f} to {accuracy:.3f}"
         if earlier and not moved(list(earlier[-1]["densities"].values()), densities, epsilon=self._options.epsilon):
             return "densities no longer move"
         if np.array_equal(cut.kept, self._standing.kept):
             return "no width would change"
         if self._epochs - moment.epoch < self._options.least_epochs:
             return f"fewer than {self._options.least_epochs} epochs were left for another round"
+        return None
+
+    def _reason_to_wait(self) -> str | None:
+        """Why the round goes on for now, or None."""
+        known = [one["training_accuracy"] for one in self._rounds if one["training_accuracy"] is not None]
+        now = self._rounds[-1]["training_accuracy"]
+        if now is not None and now < max(known) - self._options.accuracy_drop:
+            return f"training accuracy is {now:.3f} after {max(known):.3f} in an earlier round"
         return None
 
     def _is_reached(self) -> bool:
@@ -319,12 +327,16 @@ class ActivationDensity(NoPruning):
 
     def _notes(self) -> tuple[str, ...]:
         cuts = max(len(self._rounds) - 1, 0)
-        ended = self._stopped or "the densities of all layers did not plateau again before the training ended"
-        notes = [f"{cuts} rounds of cutting; they ended because {ended}"]
+        ended = (
+            self._stopped
+            or self._waits
+            or "the densities of all layers did not plateau again before the training ended"
+        )
+        notes = [f"rounds that ended in a cut: {cuts}; there was no other because {ended}"]
         if unseen := self._unseen():
             notes.append(
-                f"{len(unseen)} groups keep their widths, because no rectifier sees them: {', '.join(unseen[:3])}"
-                + (" ..." if len(unseen) > 3 else "")
+                f"groups that keep their widths, because no rectifier sees them ({len(unseen)}):"
+                f" {', '.join(unseen[:3])}{' ...' if len(unseen) > 3 else ''}"
             )
         if self._aim.budget is not None and not self._is_reached():
             shares = self._standing.fractions()

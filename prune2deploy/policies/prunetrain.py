@@ -294,7 +294,11 @@ class PruneTrain(NoPruning):
         notes = []
         steps = self._schedule.get("steps", 0)
         removed = sum(one["removed"] for one in self._reconfigurations)
-        left = f"{removed} of {self._standing.dense.channel_count} channels left" if removed else "no channel left"
+        left = (
+            f"{removed} of {self._standing.dense.channel_count} channels were removed"
+            if removed
+            else "no channel was removed"
+        )
         notes.append(f"the schedule has {steps} steps; {left}")
         if steps < _FEW_STEPS:
             notes[0] += (
