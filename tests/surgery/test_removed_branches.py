@@ -331,6 +331,17 @@ def test_plans_with_removed_branches_compose_and_survive_json() -> None:
     assert standing.dense.cost.parameters(standing.kept) == count_parameters(twice)
 
 
+def test_a_model_without_branches_is_traced_as_its_restricted_graph_says() -> None:
+    dense, seen, inputs = traced()
+    kept = without(seen.graph, ["blocks.0.bn2"], narrower=["blocks.1.conv1"])
+    again = trace(pruned_copy(dense, plan_from_mask(seen.graph, kept)), inputs).graph
+    left = restricted_graph(seen.graph, kept)
+    widths = {group.name: len(group.channels) for group in left.groups if len(group.channels)}
+    assert {group.name: len(group.channels) for group in again.groups} == widths
+    assert [branch.name for branch in again.branches] == [branch.name for branch in left.branches]
+    assert (again.fingerprint, again.cost.dense_flops) == (left.fingerprint, left.cost.dense_flops)
+
+
 def test_a_branch_within_one_that_leaves_later_is_told_of_once() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
