@@ -355,3 +355,24 @@ def test_taylor_of_the_steps_is_taylor_of_the_batches_while_the_weights_rest():
     recipe = dataclasses.replace(FROZEN, batch_size=40)
     result = train(model, splits, recipe, policy=Gradual(graph, AIM, options))
     assert (mask_from_plan(graph, result.plan) == expected.kept).all()
+
+
+def test_the_scale_of_half_precision_is_taken_out_and_a_step_that_overflows_is_left_out():
+    images, labels = make_splits().train.tensors
+    heard = []
+    for scale in (1.0, 4096.0):
+        model = net(Plain).train()
+        listening = RunningFisher(graph_of(model), model)
+        for factor in (scale, float("inf")):  # the second step overflows
+            model.zero_grad()
+            (functional.cross_entropy(model(images), labels) * factor).backward()
+            for parameter in model.parameters():
+                parameter.grad /= factor
+            gates = listening.step(model, len(images), scale=scale)
+            if gates is not None:
+                listening.settle(*gates)
+        assert listening.fit is True
+        heard.append(listening.sums())
+        listening.remove()
+    assert [count for _, count in heard] == [40, 40]
+    np.testing.assert_allclose(heard[0][0], heard[1][0], rtol=1e-5)
