@@ -174,6 +174,23 @@ def test_pruning_makes_every_variant_in_two_processes(trained, together, folder)
     assert not list((folder / "cut").rglob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("epi", ("--prune-epoch", 1, "--flops", 0.5)), ("prunetrain", ("--penalty-ratio", 0.9, "--interval", 1))],
+)
+def test_training_under_a_method_runs_in_two_processes(method, options, together, folder):
+    done = together(*TRAIN, "--method", method, *options, "--out", method)
+    manifest = json.loads((folder / method / "run.json").read_text())
+    assert set(manifest["variants"]) == {"dense", "pruned"}
+    assert manifest["variants"]["pruned"]["training"]["processes"] == 2
+    assert manifest["finished"]
+    assert manifest["pruning"]["proof_relative_error"] < 1e-4
+    # PruneTrain kills nothing in so few steps, which is code 3 once the run is kept.
+    assert done.codes == ([0, 0] if method == "epi" else [3, 3]), done.stderr
+    assert len(done.error_lines) == (0 if method == "epi" else 1)
+    assert done.stdout[1] == ""
+
+
 def test_weights_of_one_and_two_processes_load_alike(trained, folder):
     import prune2deploy as p2d
 
