@@ -19,7 +19,8 @@ class Subject:
     """One ONNX file to time.
 
     ``flops_fraction`` and ``parameters_fraction`` are relative to the dense model, None where unknown (a bare ONNX
-    file). ``accuracy`` is that of the training side; an accuracy measured through the engine takes its place.
+    file). ``accuracy`` is that of the training side; an accuracy measured through the engine takes its place,
+    unless the weights were never ``trained``: then it is None, whatever they happen to get right.
     """
 
     variant: str
@@ -29,6 +30,7 @@ class Subject:
     flops_fraction: float | None = None
     parameters_fraction: float | None = None
     accuracy: float | None = None
+    trained: bool = True
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON object, for the worker."""
@@ -40,6 +42,7 @@ class Subject:
             "flops_fraction": self.flops_fraction,
             "parameters_fraction": self.parameters_fraction,
             "accuracy": self.accuracy,
+            "trained": self.trained,
         }
 
     @classmethod

@@ -127,6 +127,8 @@ def _compared_with(request: BenchRequest, subject: Subject) -> Iterator[str]:
 def _accuracy(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
     """Accuracy through the engine where a build measured it, else that of the training side."""
     key = f"{subject.variant}/{subject.precision}"
+    if not subject.trained:
+        return None
     return next((build.accuracies[key] for build in builds if key in build.accuracies), subject.accuracy)
 
 

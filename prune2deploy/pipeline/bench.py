@@ -84,6 +84,7 @@ def _run_subjects(run: RunFolder, precisions: tuple[str, ...]) -> tuple[Subject,
             flops_fraction=variant.flops / dense.flops if dense is not None and dense.flops else None,
             parameters_fraction=variant.parameters / dense.parameters if dense is not None else None,
             accuracy=variant.accuracy,
+            trained=variant.accuracy is not None or run.manifest.data is None,
         )
         for precision in precisions
         for variant in run.manifest.variants.values()

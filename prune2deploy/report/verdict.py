@@ -130,6 +130,8 @@ def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Itera
             f"Top-1 accuracy is {spell_percent(subject)} against {spell_percent(dense)} for {_baseline(content)} "
             f"({spell_points(subject - dense)})."
         )
+    elif subject is not None and content.dense is not None and dense is None:
+        yield f"Top-1 accuracy is {spell_percent(subject)}; {_baseline(content)} is untrained, and there to be timed."
     elif content.manifest.data is None:
         yield "There was no data, so no accuracy is known."
 

@@ -160,6 +160,14 @@ def test_accuracy_through_the_engine_takes_the_place_of_the_trained_one() -> Non
     assert (rows["pruned"].accuracy, rows["reduced"].accuracy) == (0.97, 0.9)
 
 
+def test_what_was_never_trained_has_no_accuracy_though_the_engine_found_one() -> None:
+    request = request_of()
+    untrained = replace(request, subjects=tuple(replace(one, trained=False) for one in request.subjects))
+    made = [build_of(number) for number in range(5)]
+    assert {row.accuracy for row in summarise(untrained, made, environment={}).rows} == {None}
+    assert Subject.from_document(untrained.subjects[0].to_document()) == untrained.subjects[0]
+
+
 def test_parity_error_is_the_largest_over_the_builds() -> None:
     assert all(row.parity_max_error == pytest.approx(4e-7) for row in result_of().rows)
 

@@ -10,6 +10,7 @@ from prune2deploy.report.markdown import markdown_report
 from prune2deploy.report.methods import size_plot
 from prune2deploy.report.plots import report_plots
 from prune2deploy.report.tables import report_tables
+from prune2deploy.report.verdict import summary_of
 from prune2deploy.run import RunManifest
 
 IMAGES = 12_000
@@ -161,3 +162,12 @@ def test_a_layer_that_left_whole_is_drawn_without_a_width(make_manifest) -> None
     content = content_of(replace(manifest, pruning={**manifest.pruning, "layers": layers}))
     (plot,) = [plot for plot in report_plots(content) if plot.key == "widths"]
     assert f"{first['pruned']} of 128 channels stay in 2 layers" in plot.description
+
+
+def test_an_untrained_dense_network_is_not_compared_in_accuracy(make_manifest) -> None:
+    manifest = make_manifest()
+    untrained = replace(manifest.variants["dense"], accuracies={}, training={})
+    content = content_of(replace(manifest, variants={**manifest.variants, "dense": untrained}))
+    said = summary_of(content).sentences
+    assert "Top-1 accuracy is 98.6%; dense is untrained, and there to be timed." in said
+    assert not any("against" in sentence for sentence in said if "accuracy" in sentence)
