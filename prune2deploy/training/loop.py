@@ -1,8 +1,8 @@
 """The training loop: plain training, fine-tuning, and training that is pruned on the way.
 
-The loop owns everything that a policy's decision disturbs: it cuts the module and its average, slices the optimiser's
-state, wraps and compiles the module anew, grows the batch, and goes on in the same schedule. Accelerate carries device,
-mixed precision and distributed data parallelism; ``accelerate launch`` needs nothing more.
+The loop takes the steps, asks the policy, carries out what it decides (``trainee``), grows the batch, evaluates, and
+keeps the state of every epoch. Accelerate carries device, mixed precision and distributed data parallelism;
+``accelerate launch`` needs nothing more.
 """
 
 import math
@@ -14,30 +14,25 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import DataError, InputError
 from prune2deploy.policies.policy import Decision, Moment, NoPruning, Policy, Setting, StepView, When
 from prune2deploy.processes import gathered, on_main
 from prune2deploy.progress import SILENT, Progress, Task
-from prune2deploy.surgery.apply import apply_plan
-from prune2deploy.surgery.optimizer import slice_optimizer_state
-from prune2deploy.surgery.verify import count_flops
-from prune2deploy.training.averaging import WeightAverage
 from prune2deploy.training.batches import epoch_loader, parts, sample_batches
 from prune2deploy.training.cost import CostMeter
-from prune2deploy.training.device import accelerator_for, compiled, placed
+from prune2deploy.training.device import accelerator_for, placed
 from prune2deploy.training.evaluate import Evaluation, check_labels, checked_logits, dataset_size, evaluate
 from prune2deploy.training.history import EpochRecord, TrainingResult
 from prune2deploy.training.objective import Objective
-from prune2deploy.training.optimisation import move_schedule, optimizer_for, scheduler_for
 from prune2deploy.training.randomness import epoch_seed, own_randomness, seed_everything
 from prune2deploy.training.recipe import TrainingRecipe
 from prune2deploy.training.state import TrainingState
+from prune2deploy.training.trainee import Trainee
 
 # Reading the loss waits for a GPU, so it is looked at now and then; on a CPU it costs nothing.
 _STEPS_BETWEEN_CHECKS_ON_GPU = 20
@@ -83,7 +78,7 @@ def train(
             return training.run(resume=resume)
     finally:
         training.policy.end()
-        training.release()
+        training.trainee.release()
         for module, flag in flags.items():
             module.training = flag
 
@@ -105,6 +100,9 @@ class _Training:
     ) -> None:
         self.accelerator = accelerator_for(recipe.mixed_precision)
         self.model = model
+        self.trainee = Trainee(
+            model, recipe, self.accelerator, input_shape=splits.input_shape, reinitialise=reinitialise
+        )
         self.splits = splits
         self.recipe = recipe
         self.state_path = state_path
@@ -112,13 +110,10 @@ class _Training:
         self.plain = policy is None
         self.policy = policy if policy is not None else NoPruning()
         self.objective = Objective(recipe, teacher, self.accelerator)
-        self.reinitialise = reinitialise
         self.progress = progress if self.accelerator.is_main_process else SILENT
         self.train_size = dataset_size(splits.train)
         self.history: tuple[EpochRecord, ...] = ()
-        self.plan: PrunePlan | None = None
         self.batch_size = recipe.batch_size
-        self.own_forward = model.__dict__.get("forward")
         self._check_sizes()
 
     def run(self, *, resume: bool) -> TrainingResult:
@@ -140,8 +135,7 @@ class _Training:
                     task.advance(scheduled - steps)
         if evaluation is None:
             evaluation = self._evaluate()
-        if self.average is not None:
-            self.average.copy_to(self.model)
+        self.trainee.finish()
         cost = self.meter.total()
         return TrainingResult(
             recipe=self.recipe,
@@ -152,18 +146,10 @@ class _Training:
             device=str(self.accelerator.device),
             processes=self.accelerator.num_processes,
             cost=cost,
-            plan=self.plan,
+            plan=self.trainee.plan,
             findings=self.policy.findings(),
             resumed_at=resumed_at,
         )
-
-    def release(self) -> None:
-        """Take off the model what Accelerate put on it."""
-        for attribute in ("_original_forward", "_is_accelerate_prepared", "forward"):
-            self.model.__dict__.pop(attribute, None)
-        if self.own_forward is not None:
-            self.model.__dict__["forward"] = self.own_forward
-        self.accelerator.free_memory()
 
     def _check_sizes(self) -> None:
         if self.train_size == 0:
@@ -177,43 +163,23 @@ class _Training:
             )
 
     def _set_up(self, state: TrainingState | None) -> None:
-        self.dense_flops = state.dense_flops if state is not None else self._flops_of(self.model)
         if state is not None:
-            self.model.load_state_dict(state.model)
             self.batch_size = state.batch_size
             self.history = state.history
-        self.flops = self._flops_of(self.model)
-        teacher = self.objective.teacher
-        self.teacher_flops = 0 if teacher is None else self._flops_of(teacher)
-        # A copy of the model, so before anything is put on it.
-        ema = self.recipe.ema_decay
-        self.average = None if ema is None else WeightAverage(self.model, decay=ema)
-        if state is not None and self.average is not None and state.average is not None:
-            self.average.load_state_dict(state.average)
         self._set_batches()
-        self._wrap()
-        self.optimizer = optimizer_for(self.model, self.recipe)
-        self.scheduler = scheduler_for(self.optimizer, self.recipe, steps_per_epoch=self.steps_per_epoch)
-        if state is not None:
-            self.optimizer.load_state_dict(dict(state.optimizer))
-            self.scheduler.load_state_dict(dict(state.scheduler))
-            if self.accelerator.scaler is not None and state.scaler is not None:
-                self.accelerator.scaler.load_state_dict(dict(state.scaler))
-            self.policy.load_state_dict(state.policies[self.accelerator.process_index if not self.plain else 0])
-        self.stepper = self.accelerator.prepare_optimizer(self.optimizer)
+        self.trainee.set_up(state, steps_per_epoch=self.steps_per_epoch)
+        teacher = self.objective.teacher
+        self.teacher_flops = 0 if teacher is None else self.trainee.flops_of(teacher)
         self.meter = CostMeter(self.accelerator.device, None if state is None else state.cost)
         self.steps_done = self.meter.total().steps
         self.wanted_batch_size = self.batch_size
+        if state is not None:
+            self.policy.load_state_dict(state.policies[self.accelerator.process_index if not self.plain else 0])
         self.policy.begin(self.model, self._setting())
 
     def _set_batches(self) -> None:
         self.loader = epoch_loader(self.accelerator, self.splits.train, self.recipe, batch_size=self.batch_size)
         self.steps_per_epoch = len(self.loader)
-
-    def _wrap(self) -> None:
-        """Wrap the module for its processes, and compile the training step of that."""
-        self.prepared = self.accelerator.prepare_model(self.model)
-        self.stepped = compiled(self.prepared, self.recipe.compile)
 
     def _setting(self) -> Setting:
         def samples(images: int) -> Any:
@@ -250,7 +216,7 @@ class _Training:
         loss, accuracy, learning_rate = self._steps(epoch, task)
         seconds = time.perf_counter() - started - (self._seconds_elsewhere() - elsewhere)
         self.meter.add_seconds("training", seconds)
-        parameters, flops, batch_size = _learnable_count(self.model), self.flops, self.batch_size
+        parameters, flops, batch_size = self.trainee.learnable_count(), self.trainee.flops, self.batch_size
         evaluation = self._evaluate()
         if not math.isfinite(evaluation.loss):
             raise self._diverged(epoch)
@@ -297,12 +263,17 @@ class _Training:
         learning_rate = self.recipe.learning_rate
         left = self.train_size
         for number, (images, labels) in enumerate(self.loader):
-            learning_rate = float(self.optimizer.param_groups[0]["lr"])
+            learning_rate = float(self.trainee.optimizer.param_groups[0]["lr"])
             loss, hits = self._step(images, labels, epoch=epoch)
             totals += torch.stack([loss * len(labels), hits, torch.full_like(loss, len(labels))]).to(exact)
             taken = min(left, self.batch_size)
             left -= taken
-            self.meter.add_step(taken, flops=self.flops, dense_flops=self.dense_flops, teacher_flops=self.teacher_flops)
+            self.meter.add_step(
+                taken,
+                flops=self.trainee.flops,
+                dense_flops=self.trainee.dense_flops,
+                teacher_flops=self.teacher_flops,
+            )
             self.steps_done += 1
             if device.type == "cpu" or number % _STEPS_BETWEEN_CHECKS_ON_GPU == 0:
                 self._check_finite(totals, epoch)
@@ -316,13 +287,13 @@ class _Training:
 
     def _step(self, images: Tensor, labels: Tensor, *, epoch: int) -> tuple[Tensor, Tensor]:
         """One step: its loss and number of right answers, both scalars on the device."""
-        self.stepper.zero_grad()
+        self.trainee.stepper.zero_grad()
         pieces = list(parts(images, labels, self.recipe.micro_batches))
         mean, scores = torch.zeros((), device=images.device), []
         for number, (some, theirs) in enumerate(pieces, start=1):
             last = number == len(pieces)
-            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                logits = checked_logits(self.stepped(some), image_count=len(some))
+            with nullcontext() if last else self.accelerator.no_sync(self.trainee.prepared):
+                logits = checked_logits(self.trainee.stepped(some), image_count=len(some))
                 if epoch == 0 or theirs.device.type == "cpu":
                     check_labels(theirs, class_count=logits.shape[1])
                 logits = logits.float()
@@ -335,16 +306,12 @@ class _Training:
             scores.append(logits.detach())
         logits = scores[0] if len(scores) == 1 else torch.cat(scores)
         self._show(images, labels, logits, mean, epoch=epoch)
-        self.stepper.step()
-        if not self.stepper.step_was_skipped:
-            self.scheduler.step()
-        if self.average is not None:
-            self.average.update(self.model)
+        self.trainee.step()
         return mean, (logits.argmax(dim=1) == labels).sum().to(mean.dtype)
 
     def _show(self, images: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, *, epoch: int) -> None:
         """Let the policy see the gradients, and then clip them."""
-        self.accelerator.unscale_gradients(self.stepper)
+        self.accelerator.unscale_gradients(self.trainee.stepper)
         scaler = self.accelerator.scaler
         view = StepView(
             model=self.model,
@@ -375,30 +342,8 @@ class _Training:
     def _carry_out(self, decision: Decision, moment: Moment) -> None:
         if decision.batch_factor > 1 and moment.when is When.AFTER_STEP:
             raise InputError("a batch can grow between epochs only", where="batch_factor")
-        plan = decision.plan
-        dense = dict(self.model.named_parameters(remove_duplicate=False))
-        apply_plan(self.model, plan)
-        slice_optimizer_state(self.optimizer, self.model, plan, dense_parameters=dense)
-        if self.average is not None:
-            self.average.cut(plan)
-        self.plan = plan if self.plan is None else self.plan.then(plan)
-        if decision.fresh_weights:
-            self._draw_anew()
-        if self.accelerator.num_processes > 1:
-            # The wrapper of the dense module holds buckets of its gradients.
-            self.release()
-            self.prepared = self.accelerator.prepare_model(self.model)
-        self.stepped = compiled(self.prepared, self.recipe.compile)
-        self.flops = self._flops_of(self.model)
+        self.trainee.carry_out(decision)
         self.wanted_batch_size = int(self.batch_size * decision.batch_factor)
-
-    def _draw_anew(self) -> None:
-        if self.reinitialise is None:
-            raise InputError("fresh weights were asked for, and nothing draws them", where="reinitialise")
-        self.reinitialise(self.model)
-        self.optimizer.state.clear()
-        if self.average is not None:
-            self.average.restart(self.model)
 
     def _grow_batch(self, *, epoch: int) -> None:
         """Take the batch that was decided on from ``epoch`` on, and scale the learning rate by the same factor."""
@@ -408,21 +353,14 @@ class _Training:
             return
         self.batch_size = self.wanted_batch_size = wanted
         self._set_batches()
-        self.scheduler = move_schedule(
-            self.optimizer,
-            self.recipe,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs_done=epoch,
-            factor=wanted / self.recipe.batch_size,
+        self.trainee.reschedule(
+            steps_per_epoch=self.steps_per_epoch, epochs_done=epoch, factor=wanted / self.recipe.batch_size
         )
 
     def _evaluate(self) -> Evaluation:
-        if self.average is not None:
-            # The wrapper does so for the model itself: the statistics of the first process are everyone's.
-            broadcast(list(self.average.model.buffers()))
         with self.meter.phase("evaluating"):
             return evaluate(
-                self.prepared if self.average is None else self.average.model,
+                self.trainee.evaluated(),
                 self.splits.evaluation,
                 batch_size=max(self.recipe.batch_size, 256),
                 workers=self.recipe.workers,
@@ -443,10 +381,7 @@ class _Training:
             processes=None if self.plain else self.accelerator.num_processes,
             where=where,
         )
-        if state.plan is not None:
-            apply_plan(self.model, state.plan)
-            self.plan = state.plan
-        state.check_fits(self.model.state_dict(), where=where)
+        self.trainee.restore(state, where=where)
         return state
 
     def _save_state(self) -> None:
@@ -461,25 +396,14 @@ class _Training:
             recipe=self.recipe,
             data=self._data_name(),
             history=self.history,
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-            scaler=None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
-            average=None if self.average is None else self.average.state_dict(),
             policies=policies,
-            plan=self.plan,
             batch_size=self.batch_size,
-            dense_flops=self.dense_flops,
             cost=self.meter.total(),
+            **self.trainee.state(),
         )
 
     def _data_name(self) -> str:
         return f"{self.splits.name} ({self.train_size} + {dataset_size(self.splits.evaluation)} images)"
-
-    def _flops_of(self, model: nn.Module) -> int:
-        """Forward FLOPs of one image."""
-        like = next(model.parameters())
-        return count_flops(model, (torch.zeros(1, *self.splits.input_shape, device=like.device, dtype=like.dtype),))
 
     def _check_finite(self, totals: Tensor, epoch: int) -> None:
         if not bool(totals.isfinite().all()):
@@ -492,7 +416,3 @@ class _Training:
             where="training",
             hint=f"pass a --lr below {self.recipe.learning_rate:g}, or a longer --warmup-epochs",
         )
-
-
-def _learnable_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

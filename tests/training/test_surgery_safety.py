@@ -141,14 +141,14 @@ def test_what_survives_a_cut_trains_on_as_if_nothing_had_left(name, when, count,
 
 def test_a_cut_that_forgot_the_momenta_would_be_seen(splits, monkeypatch):
     """The test above can fail: without its momenta the rest of the training goes elsewhere."""
-    from prune2deploy.training import loop
+    from prune2deploy.training import trainee
 
     def forgetful(optimizer, model, plan, *, dense_parameters):
         slicing(optimizer, model, plan, dense_parameters=dense_parameters)
         optimizer.state.clear()
 
-    slicing = loop.slice_optimizer_state
-    monkeypatch.setattr(loop, "slice_optimizer_state", forgetful)
+    slicing = trainee.slice_optimizer_state
+    monkeypatch.setattr(trainee, "slice_optimizer_state", forgetful)
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
         test_what_survives_a_cut_trains_on_as_if_nothing_had_left("sgd", When.AFTER_STEP, 4, splits)
 
