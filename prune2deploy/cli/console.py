@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from prune2deploy.cli.progress import BarProgress, LineProgress, TellingProgress
-from prune2deploy.cli.tables import plain_lines, rich_table
+from prune2deploy.cli.tables import plain_lines, rich_table, spell_cost
 from prune2deploy.cli.together import company
 from prune2deploy.pipeline.outcomes import Table
 from prune2deploy.processes import is_main
@@ -44,6 +44,12 @@ def working(*, quiet: bool, verbose: bool) -> Iterator[Progress]:
 def print_line(line: str = "") -> None:
     """Print one line of a result to standard output."""
     sys.stdout.write(line + "\n")
+
+
+def print_costs(costs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what the training of each variant cost, a line each, to standard output."""
+    for variant, cost in costs.items():
+        print_line(f"training {variant}: {spell_cost(cost)}")
 
 
 def print_document(document: Mapping[str, Any]) -> None:

@@ -160,7 +160,8 @@ def spell_cost(cost: Mapping[str, Any]) -> str:
     parts = []
     if dense := cost.get("dense_training_flops"):
         done = cost["training_flops"]
-        parts.append(f"{flop_count(done)}, {done / dense:.3f} of the {flop_count(dense)} that dense training takes")
+        share_of_dense = f", {done / dense:.3f} of the {flop_count(dense)} that dense training takes"
+        parts.append(flop_count(done) + (share_of_dense if done < dense else ""))
     seconds = {phase: cost.get("seconds", {}).get(phase, 0.0) for phase in _PHASES}
     seconds = {phase: value for phase, value in seconds.items() if value >= 0.05}
     if seconds:

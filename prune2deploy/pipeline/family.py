@@ -23,7 +23,7 @@ from prune2deploy.pipeline.outcomes import FamilyOutcome
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.requests import FamilyRequest, TrainingChoices
 from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject
-from prune2deploy.pipeline.variants import variant_rows
+from prune2deploy.pipeline.variants import training_costs, variant_rows
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import RunFolder, RunManifest
 from prune2deploy.training.recipe import TrainingRecipe
@@ -74,6 +74,7 @@ def run_family(request: FamilyRequest, progress: Progress = SILENT) -> FamilyOut
         model=run.manifest.model,
         alignment=int(pruning["alignment"]),
         variants=tuple(rows[name] for name in (DENSE, PRUNED, *names)),
+        costs={name: cost for name, cost in training_costs(run.manifest).items() if name in names},
         notes=tuple(note for note in run.manifest.notes if any(note.startswith(f"{name} ") for name in names)),
     )
 

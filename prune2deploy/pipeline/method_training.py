@@ -24,7 +24,7 @@ from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_repeats, end_run, new_run, run_to_resume
 from prune2deploy.pipeline.scratch import Scratch, open_scratch
 from prune2deploy.pipeline.subject import DENSE
-from prune2deploy.pipeline.variants import keep_variant, variant_rows
+from prune2deploy.pipeline.variants import keep_variant, training_costs, variant_rows
 from prune2deploy.policies.aim import Aim
 from prune2deploy.policies.registry import METHODS, policy_named
 from prune2deploy.progress import Progress
@@ -285,7 +285,7 @@ def _outcome(run: RunFolder) -> MethodOutcome:
         targets=pruning["targets"],
         achieved=pruning["achieved"],
         variants=variant_rows(manifest),
-        costs={name: record.training["cost"] for name, record in manifest.variants.items() if record.training},
+        costs=training_costs(manifest),
         notes=manifest.notes,
         shortfall=_shortfall(pruning),
         hint=METHODS[pruning["method"]].advice,

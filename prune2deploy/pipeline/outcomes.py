@@ -22,7 +22,10 @@ class VariantRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOutcome:
-    """A trained model and where it lies. ``bundle`` is what ``p2d prune`` takes next."""
+    """A trained model and where it lies. ``bundle`` is what ``p2d prune`` takes next.
+
+    ``cost`` is a document of ``training.cost.TrainingCost``.
+    """
 
     run: Path
     bundle: Path
@@ -32,6 +35,7 @@ class TrainOutcome:
     accuracy: float | None
     flops: int
     parameters: int
+    cost: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -63,7 +67,8 @@ class MethodOutcome:
 class PruneOutcome:
     """What a pruning gave. ``accuracies`` are those of ``pruned`` by moment, in the order they were taken.
 
-    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense.
+    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense. ``costs`` are documents of
+    ``training.cost.TrainingCost``, by variant that was trained.
     """
 
     run: Path
@@ -74,17 +79,22 @@ class PruneOutcome:
     achieved: Mapping[str, float]
     variants: tuple[VariantRow, ...]
     accuracies: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyOutcome:
-    """A family that was made: ``variants`` are dense, pruned and the members, in the order of the factors."""
+    """A family that was made: ``variants`` are dense, pruned and the members, in the order of the factors.
+
+    ``costs`` are documents of ``training.cost.TrainingCost``, by member that was trained.
+    """
 
     run: Path
     model: str
     alignment: int
     variants: tuple[VariantRow, ...]
+    costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -41,8 +41,8 @@ from prune2deploy.pipeline.record import pruning_record
 from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
-from prune2deploy.pipeline.subject import Subject, load_subject_data, open_subject
-from prune2deploy.pipeline.variants import variant_rows
+from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject
+from prune2deploy.pipeline.variants import training_costs, variant_rows
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import RunFolder
 from prune2deploy.training.recipe import TrainingRecipe
@@ -233,5 +233,6 @@ def _outcome(run: RunFolder) -> PruneOutcome:
         achieved=pruning["achieved"],
         variants=variant_rows(run.manifest),
         accuracies=run.manifest.variants[PRUNED].accuracies,
+        costs=training_costs(run.manifest, without=(DENSE,)),
         notes=run.manifest.notes,
     )

@@ -93,5 +93,6 @@ def _outcome(run: RunFolder) -> TrainOutcome:
         accuracy=record.accuracy,
         flops=record.flops,
         parameters=record.parameters,
+        cost=record.training["cost"],
         notes=run.manifest.notes,
     )

@@ -1,6 +1,6 @@
 """Keeping a variant: its bundle on disk and its line in the manifest."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -85,6 +85,15 @@ def variant_rows(manifest: RunManifest) -> tuple[VariantRow, ...]:
         )
         for record in manifest.variants.values()
     )
+
+
+def training_costs(manifest: RunManifest, *, without: Collection[str] = ()) -> dict[str, Mapping[str, Any]]:
+    """What the training of each variant cost, of those that were trained; ``without`` names the ones to leave out."""
+    return {
+        name: record.training["cost"]
+        for name, record in manifest.variants.items()
+        if "cost" in record.training and name not in without
+    }
 
 
 def _since_the_start(first: PrunePlan | None, second: PrunePlan | None) -> PrunePlan | None:

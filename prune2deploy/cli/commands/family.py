@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prune2deploy.cli import options, values
-from prune2deploy.cli.console import print_line, print_notes, print_table, working
+from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import variants_table
 from prune2deploy.pipeline.requests import FamilyRequest
 
@@ -41,6 +41,7 @@ def family(
         outcome = run_family(request, progress)
     print_line(f"{outcome.model}, granule {outcome.alignment}")
     print_table(variants_table(outcome.variants))
+    print_costs(outcome.costs)
     print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
     print_line("next: p2d export, then p2d bench")

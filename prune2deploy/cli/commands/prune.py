@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from prune2deploy.cli import options, values
-from prune2deploy.cli.console import print_line, print_notes, print_table, working
+from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import percent, variants_table
 from prune2deploy.pipeline.choices import (
     ATTENTION,
@@ -162,6 +162,7 @@ def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
     if outcome.accuracies:
         moments = (f"{moment.replace('_', ' ')} {percent(value)}" for moment, value in outcome.accuracies.items())
         print_line(f"accuracy of pruned: {', '.join(moments)}")
+    print_costs(outcome.costs)
     print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
 

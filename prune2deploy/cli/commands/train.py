@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prune2deploy.cli import method_options, options, values
-from prune2deploy.cli.console import print_line, print_notes, print_table, working
+from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import count, flop_count, percent, spell_cost, variants_table
 from prune2deploy.errors import InputError, TargetError
 from prune2deploy.pipeline.choices import (
@@ -175,6 +175,7 @@ def _show_dense(outcome: TrainOutcome, progress: Progress) -> None:
         f"{outcome.model} on {outcome.data}: accuracy {percent(outcome.accuracy)} after {training}, "
         f"{flop_count(outcome.flops)}, {count(outcome.parameters)} parameters"
     )
+    print_line(f"training: {spell_cost(outcome.cost)}")
     print_notes(outcome.notes, after=progress)
     print_line(f"trained model: {outcome.bundle}")
     print_line(f"next: p2d prune {outcome.bundle} --flops 0.33")
@@ -188,8 +189,7 @@ def _show_method(outcome: MethodOutcome, progress: Progress) -> None:
     """
     print_line(f"{outcome.model} on {outcome.data}, {outcome.method}, granule {outcome.alignment}")
     print_table(variants_table(outcome.variants))
-    for variant, cost in outcome.costs.items():
-        print_line(f"training {variant}: {spell_cost(cost)}")
+    print_costs(outcome.costs)
     print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
     if outcome.shortfall is not None:
