@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune2deploy.budget.alignment import allowed_counts
-from prune2deploy.budget.target import Budget, achieved_fraction
+from prune2deploy.budget.target import COST_WORDS, Budget, achieved_fraction
 from prune2deploy.errors import InputError, TargetError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 
@@ -139,7 +139,7 @@ def _unreachable(graph: ChannelGraph, scores: Scores, budget: Budget, granule: i
         return TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
     smallest = _Ladder.of(graph, scores, granule).smallest()
     reached = ", ".join(
-        f"{achieved_fraction(graph.cost, name, smallest):.4f} of the {name} (asked: {fraction})"
+        f"{achieved_fraction(graph.cost, name, smallest):.4f} of the {COST_WORDS[name]} (asked: {fraction})"
         for name, fraction in budget.fractions.items()
     )
     hint = "ask for no less" if granule == 1 else "ask for no less, or pass a smaller --align"

@@ -44,6 +44,10 @@ class Budget:
 _OPTIONS = {"flops": "flops", "parameters": "params"}
 
 
+COST_WORDS = {"flops": "FLOPs", "parameters": "parameters"}
+"""How each cost is written."""
+
+
 def achieved_fraction(cost: CostModel, name: str, kept: ChannelMask) -> float:
     """The fraction of the dense ``flops`` or ``parameters`` that a mask keeps."""
     if name == "flops":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prune2deploy.budget.alignment import granule_for
 from prune2deploy.budget.from_mask import mask_from_plan, plan_from_mask
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.budget.target import Budget
+from prune2deploy.budget.target import COST_WORDS, Budget
 from prune2deploy.errors import TargetError
 from prune2deploy.model.initialise import reinitialise
 from prune2deploy.pipeline.backends import MODULE, Channels, find_channels
@@ -32,8 +32,6 @@ from prune2deploy.run import RunFolder
 from prune2deploy.surgery.trial import randomised_copy
 from prune2deploy.surgery.verify import Proof, prove
 from prune2deploy.training.loop import train
-
-_WORDS = {"flops": "FLOPs", "parameters": "parameters"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +296,7 @@ def _shortfall(pruning: Mapping[str, Any]) -> str | None:
     if PrunePlan.from_document(pruning["plan"]).is_empty:
         return f"{method} removed nothing"
     missed = [
-        f"{achieved[name]:.3f} of the {_WORDS[name]} (target {target:g})"
+        f"{achieved[name]:.3f} of the {COST_WORDS[name]} (target {target:g})"
         for name, target in pruning["targets"].items()
         if achieved[name] > target
     ]

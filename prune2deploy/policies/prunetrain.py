@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prune2deploy.budget.target import COST_WORDS
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.policies.aim import Aim
@@ -318,7 +319,7 @@ class PruneTrain(NoPruning):
             notes.append(f"the target was reached after epoch {self._stopped_at}: penalty and cuts ended there")
         elif self._aim.budget is not None and not self._is_reached():
             shares = self._standing.fractions()
-            left = " and ".join(f"{shares[name]:.3f} of the {name}" for name in self._aim.budget.fractions)
+            left = " and ".join(f"{shares[name]:.3f} of the {COST_WORDS[name]}" for name in self._aim.budget.fractions)
             notes.append(f"the target was not reached: {left} stay")
         return tuple(notes)
 

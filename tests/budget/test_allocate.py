@@ -106,7 +106,7 @@ def test_an_unknown_ranking_is_refused_with_the_known_ones(graph: ChannelGraph) 
 def test_a_target_out_of_reach_is_refused_saying_what_can_be_reached(graph: ChannelGraph) -> None:
     with pytest.raises(TargetError) as caught:
         allocate(graph, random_scores(graph), Budget(flops=0.001), granule=16)
-    smallest = float(caught.value.what.split("keeps ")[1].split(" of the flops")[0])
+    smallest = float(caught.value.what.split("keeps ")[1].split(" of the FLOPs")[0])
     assert "asked: 0.001" in caught.value.what
     assert "smaller --align" in str(caught.value.hint)
     reachable = allocate(graph, random_scores(graph), Budget(flops=smallest + 1e-4), granule=16)

@@ -90,6 +90,18 @@ def test_training_goes_on_after_a_kill(own_process, folder, trained):
     assert outcome(folder / "train-again") == trained
 
 
+def test_pruning_during_fine_tuning_goes_on_after_a_kill_between_its_cuts(own_process, folder, trained):
+    command = (*PRUNE[:4], "--epochs", 4, "--batch-size", 256, "--every-steps", 3, "--variants", "dense,pruned")
+    whole = own_process(folder, *command, "--out", "gradual")
+    assert whole.code == 0, whole.stderr
+    again = (*command, "--out", "gradual-again")
+    killed = own_process(folder, *again, before=KILL_AFTER_EPOCH.format(variant="pruned", epoch=2))
+    assert killed.code == -9
+    done = own_process(folder, *again, "--resume")
+    assert done.code == 0, done.stderr
+    assert outcome(folder / "gradual-again") == outcome(folder / "gradual")
+
+
 @pytest.mark.parametrize(("variant", "epoch"), [("pruned", 1), ("reduced", 2)])
 def test_pruning_goes_on_after_a_kill(own_process, folder, pruned, variant, epoch):
     command = (*PRUNE, "--out", f"prune-{variant}")

@@ -73,6 +73,11 @@ METHODS: dict[str, Method] = {
     "none": lambda traced: NoPruning(),
     "growing": lambda traced: Growing(),
     "3sp": lambda traced: SingleShot(traced.graph, AIM, SingleShotOptions(images=32)),
+    "3sp by fisher": lambda traced: SingleShot(
+        traced.graph,
+        AIM,
+        SingleShotOptions(images=13, criterion="fisher"),  # halves of unequal size
+    ),
     "epi l2": lambda traced: Early(traced.graph, AIM, EarlyOptions(window=1, threshold=0.8)),
     "epi taylor": lambda traced: Early(traced.graph, AIM, EarlyOptions(criterion="taylor", prune_epoch=2)),
     "prunetrain": lambda traced: PruneTrain(
