@@ -28,7 +28,7 @@ _MADE = {
 }
 _SIZED = {
     "dense": ("dense/1", "dense"),
-    **{f"prunetrain-{ratio}": (f"prunetrain/{ratio}", "pruned") for ratio in ("0.2", "0.4", "0.6")},
+    **{f"prunetrain-{ratio}": (f"prunetrain/{ratio}", "pruned") for ratio in ("0.2", "0.3", "0.4")},
     **{f"density-{rounds}": (f"activation-density/{rounds}", "pruned") for rounds in (1, 2, 3)},
 }
 
