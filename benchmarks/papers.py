@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("papers-work"), help="bundles and ONNX files of the cells")
     parser.add_argument("--tasks", default=",".join(TASKS), help="data specs")
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--methods", help="only these, such as dense,3sp,prunetrain")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, one thread each")
     parser.add_argument("--minutes", type=float, help="begin no cell after as many minutes")
@@ -50,6 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     document = _begun(arguments.out)
     pairs = [(task, model) for model in arguments.models.split(",") for task in arguments.tasks.split(",")]
+    methods = None if arguments.methods is None else arguments.methods.split(",")
     deadline = time.monotonic() + 60 * (arguments.minutes or 1e9)
     if arguments.time:
         from papers_speed import time_networks
@@ -61,7 +63,8 @@ def main() -> None:
         with _workers(arguments.jobs) as pool:
             for task, model in pairs:
                 for group in cells_of(task, model, arguments.seeds):
-                    _run_group(pool, group, document, arguments.work, arguments.out, deadline)
+                    wanted = [cell for cell in group if methods is None or cell.method in methods]
+                    _run_group(pool, wanted, document, arguments.work, arguments.out, deadline)
     for lines in tables(document):
         print("\n".join(lines), end="\n\n")
 
