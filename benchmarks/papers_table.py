@@ -351,6 +351,12 @@ def _closer_look(cells: Cells) -> Iterator[Claim]:
             [
                 (f"at {at:g}: reduced beats pruned and tuned", difference(reduced, pruned), 0.0, "points"),
                 (
+                    f"at {at:g}: reduced beats what one cut by normalised Fisher scores leaves, tuned",
+                    difference(reduced, cells.by_seed("fisher-at-once", at, "pruned", accuracy)),
+                    0.0,
+                    "points",
+                ),
+                (
                     f"at {at:g}: the pruned architecture from scratch is within a point of reduced",
                     difference(cells.by_seed("fisher", at, "scratch", accuracy), reduced),
                     -COMPETITIVE,
