@@ -21,7 +21,7 @@ TARGETS = (0.33, 0.5, 0.15)
 PRUNETRAIN_BATCH = 32
 PRUNETRAIN_EPOCHS = 80
 PRUNETRAIN_INTERVAL = 10
-PENALTY_RATIOS = (0.2, 0.3, 0.4)
+PENALTY_RATIOS = (0.4, 0.6, 0.2)
 ROUNDS = (1, 2, 3)
 GRID_EPOCHS = (0, 1, 3, 6, 9)
 # The paper compares over 5 epochs of 90; with so few epochs that alone would put off pruning by a third of them.

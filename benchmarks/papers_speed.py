@@ -12,7 +12,7 @@ from prune2deploy.engines.onnx_file import read_onnx_file
 
 BATCHES = (1, 32)
 BUILDS = 5
-SECONDS = 150.0
+SECONDS = 100.0
 _MADE = {
     "dense": ("dense/1", "dense"),
     "3sp": ("3sp/{target}", "pruned"),
@@ -28,7 +28,7 @@ _MADE = {
 }
 _SIZED = {
     "dense": ("dense/1", "dense"),
-    **{f"prunetrain-{ratio}": (f"prunetrain/{ratio}", "pruned") for ratio in ("0.2", "0.3", "0.4")},
+    **{f"prunetrain-{ratio}": (f"prunetrain/{ratio}", "pruned") for ratio in ("0.2", "0.4", "0.6")},
     **{f"density-{rounds}": (f"activation-density/{rounds}", "pruned") for rounds in (1, 2, 3)},
 }
 
