@@ -33,17 +33,13 @@ FEW_SEEDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One training or pruning. ``amount`` is the target, the penalty ratio or the number of rounds; 1 for dense.
-
-    ``base`` names the dense cell that it is compared with.
-    """
+    """One training or pruning. ``amount`` is the target, the penalty ratio or the number of rounds; 1 for dense."""
 
     task: str
     model: str
     method: str
     amount: float
     seed: int
-    base: str = "dense"
     options: dict[str, Any] = field(default_factory=dict)
     variants: tuple[str, ...] = ("pruned",)
 
@@ -92,7 +88,6 @@ def cells_of(task: str, model: str, seeds: int) -> Iterator[list[Cell]]:
             "prunetrain",
             ratio,
             count=FEW_SEEDS,
-            base="dense-small-batch",
             options={"ratio": ratio, "interval": PRUNETRAIN_INTERVAL},
         )
 
@@ -113,7 +108,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
             for name, variant in manifest.variants.items()
             if name in (*cell.variants, "pruned") or cell.method.startswith("dense")
         },
-        "findings": _short(manifest.pruning.get("findings", {})),
+        "findings": _short(manifest.variants["pruned"].training["findings"] if "pruned" in manifest.variants else {}),
         "notes": list(manifest.notes),
     }
     if cell.seed == TIMED_SEED and not cell.method.startswith("epi-at"):

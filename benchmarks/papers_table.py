@@ -410,7 +410,7 @@ def _quotient(first: Estimate | None, second: Estimate | None) -> Estimate | Non
 
 _PAPERS: Mapping[str, Callable[[Cells], Iterator[Claim]]] = {
     "3SP (van Amersfoort et al. 2020)": _single_shot,
-    "EPI (Shen et al. 2021)": _early,
+    "EPI (Shen et al. 2022)": _early,
     "PruneTrain (Lym et al. 2019)": _prunetrain,
     "activation density (Foldy-Porto et al. 2020)": _density,
     "A closer look (Crowley et al. 2018)": _closer_look,
