@@ -37,14 +37,17 @@ MANIFEST = "run.json"
 class OnnxRecord:
     """One exported file of a variant.
 
-    ``file`` is relative to the run folder; ``parity_max_error`` is the largest relative error
-    ‖y − ref‖/‖ref‖ over the batch sizes that the gate tried.
+    ``file`` is relative to the run folder; ``bytes_total`` includes weights that lie beside it. ``parity_max_error``
+    is the largest relative error ‖y − ref‖/‖ref‖ over the batch sizes that the gate tried. ``checks`` holds what else
+    was measured before the file was written: "accuracy" (top-1 through the gate's engine, in [0, 1]), and of int8 files
+    "agreement" (share of images with the class that fp32 names) and "sqnr_db"; a check that was not made is absent.
     """
 
     file: str
     sha256: str
     bytes_total: int
     parity_max_error: float
+    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,8 @@ _MEASURING = "Engine and measuring"
 _RUN = "Run"
 
 
-def _listed(words: str, names: Mapping[str, str]) -> str:
+def listed(words: str, names: Mapping[str, str]) -> str:
+    """The sentence of a help text that lists what may be named."""
     return f"{words}: {', '.join(names)}."
 
 
@@ -84,7 +85,7 @@ Params = Annotated[
 Ranking = Annotated[
     str,
     typer.Option(
-        "--ranking", metavar="NAME", rich_help_panel=_TARGET, help=_listed("How channels compete", choices.RANKINGS)
+        "--ranking", metavar="NAME", rich_help_panel=_TARGET, help=listed("How channels compete", choices.RANKINGS)
     ),
 ]
 Scope = Annotated[
@@ -124,7 +125,7 @@ ExactOnly = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", rich_help_panel=_TARGET, help=_listed("How to cut", choices.BACKENDS)),
+    typer.Option("--backend", metavar="NAME", rich_help_panel=_TARGET, help=listed("How to cut", choices.BACKENDS)),
 ]
 Attention = Annotated[
     str,
@@ -132,7 +133,7 @@ Attention = Annotated[
         "--attention",
         metavar="NAME",
         rich_help_panel=_TARGET,
-        help=_listed("What leaves attentions", choices.ATTENTION),
+        help=listed("What leaves attentions", choices.ATTENTION),
     ),
 ]
 Align = Annotated[
@@ -160,7 +161,7 @@ BatchSize = Annotated[
 ]
 Optimizer = Annotated[
     str | None,
-    typer.Option("--optimizer", metavar="NAME", rich_help_panel=_TRAINING, help=_listed("One of", choices.OPTIMIZERS)),
+    typer.Option("--optimizer", metavar="NAME", rich_help_panel=_TRAINING, help=listed("One of", choices.OPTIMIZERS)),
 ]
 Schedule = Annotated[
     str | None,
@@ -168,7 +169,7 @@ Schedule = Annotated[
         "--schedule",
         metavar="NAME",
         rich_help_panel=_TRAINING,
-        help=_listed("How the learning rate falls", choices.SCHEDULES),
+        help=listed("How the learning rate falls", choices.SCHEDULES),
     ),
 ]
 WarmupEpochs = Annotated[
@@ -200,7 +201,7 @@ MixedPrecision = Annotated[
         "--mixed-precision",
         metavar="NAME",
         rich_help_panel=_TRAINING,
-        help=_listed("Arithmetic of training", choices.MIXED_PRECISIONS),
+        help=listed("Arithmetic of training", choices.MIXED_PRECISIONS),
     ),
 ]
 Ema = Annotated[
@@ -276,7 +277,7 @@ Engine = Annotated[
         "--engine",
         metavar="NAME",
         rich_help_panel=_MEASURING,
-        help=_listed("One of", choices.ENGINES) + " `p2d doctor` says which run here.",
+        help=listed("One of", choices.ENGINES) + " `p2d doctor` says which run here.",
     ),
 ]
 AlignForEngine = Annotated[
@@ -285,7 +286,7 @@ AlignForEngine = Annotated[
         "--engine",
         metavar="NAME",
         rich_help_panel=_TARGET,
-        help=_listed("The engine to align for", choices.ENGINES),
+        help=listed("The engine to align for", choices.ENGINES),
     ),
 ]
 AlignForPrecision = Annotated[
@@ -294,7 +295,7 @@ AlignForPrecision = Annotated[
         "--precision",
         metavar="NAME",
         rich_help_panel=_TARGET,
-        help=_listed("The precision to align for", choices.PRECISIONS),
+        help=listed("The precision to align for", choices.PRECISIONS),
     ),
 ]
 Precision = Annotated[
@@ -303,7 +304,7 @@ Precision = Annotated[
         "--precision",
         metavar="NAMES",
         rich_help_panel=_MEASURING,
-        help=_listed("Precisions, comma-separated", choices.PRECISIONS),
+        help=listed("Precisions, comma-separated", choices.PRECISIONS),
     ),
 ]
 Batch = Annotated[

@@ -38,6 +38,29 @@ def counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def input_format(option: str, text: str, formats: Mapping[str, str]) -> tuple[str, tuple[int, int] | None]:
+    """What a file takes, such as uint8-nhwc, and the size of its images where one is given: uint8-nhwc@480x640."""
+    name, at, size = text.partition("@")
+    known(name, formats, where=option)
+    if not at:
+        return name, None
+    parts = size.split("x")
+    if name == "nchw" or len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise InputError(
+            "is no format of images", where=f"{option} {text}", hint=f"for instance {option} uint8-nhwc@480x640"
+        )
+    return name, (int(parts[0]), int(parts[1]))
+
+
+def fixed_batch(option: str, text: str) -> int | None:
+    """A batch size, None for "dynamic"."""
+    if text == "dynamic":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise InputError("is no batch size", where=f"{option} {text}", hint="pass dynamic, or a number such as 8")
+    return int(text)
+
+
 def factors(option: str, text: str) -> tuple[float, ...]:
     """Positive numbers, comma-separated, such as 0.5,1.5; each once, in the order given, to six digits."""
     found = []

@@ -12,10 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune2deploy.errors import InputError
+from prune2deploy.progress import SILENT, Progress
 
 Array = NDArray[Any]
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRTOptions:
+    """What only the TensorRT family knows.
+
+    ``ranges`` are optimisation profiles beside those of the single batch sizes: smallest, best and largest batch.
+    ``workspace_bytes`` limits scratch memory and ``optimization_level`` (0 to 5) the search for kernels; None is the
+    library's default. ``timing_cache`` keeps measured kernels in the user's cache folder. ``hardware_compatible``
+    engines run on other GPU generations too, ``version_compatible`` ones under later versions of the library.
+    ``strip_weights`` leaves out what can be filled in again from the ONNX file. ``compute_capabilities`` are the GPU
+    generations to build for (TensorRT for RTX), all that the library offers if empty.
+    """
+
+    ranges: tuple[tuple[int, int, int], ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: bool = True
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    strip_weights: bool = False
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +47,16 @@ class BuildOptions:
 
     ``batches`` are the batch sizes that will be run; engines with profiles have one for each. ``threads`` is
     the number of CPU threads inside one operator (CPU engines only). ``cache`` is a folder for built engines,
-    None to keep none. ``workspace_bytes`` limits the scratch memory of a GPU engine, None for the library's default.
+    None to keep none. ``bundle`` is the bundle that the ONNX file was exported from, where one is known: the torch
+    engines run that.
     """
 
     precision: str = "fp32"
     batches: tuple[int, ...] = (1,)
     threads: int = 1
     cache: Path | None = None
-    workspace_bytes: int | None = None
+    bundle: Path | None = None
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -93,7 +118,10 @@ class BuiltEngine(Protocol):
         """Outputs of the last run, by name, as host arrays of their own."""
 
     def inspect(self) -> dict[str, Any]:
-        """What the engine tells of itself: layers, precisions, providers. JSON values only."""
+        """What the engine tells of itself: layers, precisions, providers. JSON values only.
+
+        Under "census" lies the document of an ``engines.census.Census``: which precision its layers really compute in.
+        """
 
     def close(self) -> None:
         """Free what it holds; closing twice is harmless."""
@@ -117,7 +145,7 @@ class Engine(Protocol):
     def availability(self) -> Availability:
         """Whether it can be used here. Never raises; imports its package only when asked."""
 
-    def build(self, onnx_path: Path, options: BuildOptions) -> BuiltEngine:
+    def build(self, onnx_path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuiltEngine:
         """Build an engine that can be run.
 
         Raises:
@@ -125,7 +153,9 @@ class Engine(Protocol):
             InputError: the file is missing or no ONNX file.
         """
 
-    def build_file(self, onnx_path: Path, engine_path: Path, options: BuildOptions) -> "BuildSummary":
+    def build_file(
+        self, onnx_path: Path, engine_path: Path, options: BuildOptions, *, progress: Progress = SILENT
+    ) -> "BuildSummary":
         """Build and store an engine without running it, where the engine has files to store.
 
         Raises:

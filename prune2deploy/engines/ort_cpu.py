@@ -21,6 +21,7 @@ from prune2deploy.engines.onnx_file import (
     require_precision,
 )
 from prune2deploy.errors import EngineError, InputError
+from prune2deploy.progress import SILENT, Progress
 
 _PROVIDER = "CPUExecutionProvider"
 _LOG_FATAL_ONLY = 4
@@ -62,7 +63,7 @@ class OrtCpuEngine:
             )
         return Availability(runs=True, builds=True, version=onnxruntime.__version__, device="CPU")
 
-    def build(self, onnx_path: Path, options: BuildOptions) -> BuiltEngine:
+    def build(self, onnx_path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuiltEngine:
         """Open a session on an ONNX file.
 
         Raises:
@@ -82,7 +83,9 @@ class OrtCpuEngine:
         require_precision(file, options.precision)
         return _Session(file, options.threads)
 
-    def build_file(self, onnx_path: Path, engine_path: Path, options: BuildOptions) -> BuildSummary:
+    def build_file(
+        self, onnx_path: Path, engine_path: Path, options: BuildOptions, *, progress: Progress = SILENT
+    ) -> BuildSummary:
         """Refuse: ONNX Runtime's optimised graph is laid out for one CPU, and opening the ONNX file takes seconds.
 
         Raises:

@@ -69,8 +69,8 @@ def serialized_from_onnx(library: Any, name: str, file: OnnxFile, options: Build
     configuration.profiling_verbosity = library.ProfilingVerbosity.DETAILED
     if options.precision != "tf32":
         configuration.clear_flag(library.BuilderFlag.TF32)
-    if options.workspace_bytes is not None:
-        configuration.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.tensorrt.workspace_bytes is not None:
+        configuration.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.tensorrt.workspace_bytes)
     batches, profiles = profiles_for(file, options.batches, name)
     for profile in profiles:
         _add_profile(builder, configuration, profile, file, name)

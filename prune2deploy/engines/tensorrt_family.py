@@ -14,6 +14,7 @@ from prune2deploy.engines.onnx_file import OnnxFile, read_onnx_file, require_pre
 from prune2deploy.engines.tensorrt_build import serialized_from_onnx
 from prune2deploy.engines.tensorrt_run import TensorRTRun
 from prune2deploy.errors import EngineError, InputError
+from prune2deploy.progress import SILENT, Progress
 
 
 class TensorRTEngine:
@@ -42,7 +43,7 @@ class TensorRTEngine:
             return Availability(runs=False, builds=True, version=version, reason=device.reason, hint=device.hint)
         return Availability(runs=True, builds=True, version=version, device=device.name)
 
-    def build(self, onnx_path: Path, options: BuildOptions) -> BuiltEngine:
+    def build(self, onnx_path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuiltEngine:
         """Build an engine, or take it from ``options.cache``, and load it on the GPU.
 
         Raises:
@@ -59,7 +60,9 @@ class TensorRTEngine:
             content, record = self._cached(library, file, options, device, engine_path)
         return TensorRTRun(library, self.name, content, record, file)
 
-    def build_file(self, onnx_path: Path, engine_path: Path, options: BuildOptions) -> BuildSummary:
+    def build_file(
+        self, onnx_path: Path, engine_path: Path, options: BuildOptions, *, progress: Progress = SILENT
+    ) -> BuildSummary:
         """Build an engine and store it at ``engine_path``, with ``ENGINE.json`` beside it.
 
         Raises:
@@ -177,7 +180,7 @@ class TensorRTEngine:
                 file.sha256,
                 options.precision,
                 sorted(set(options.batches)),
-                options.workspace_bytes,
+                options.tensorrt.workspace_bytes,
                 self._bound_device(device),
             ]
         )

@@ -20,6 +20,7 @@ from prune2deploy.export.evaluation_set import make_evaluation_set
 from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
 from prune2deploy.pipeline.outcomes import ExportedFile, ExportOutcome
+from prune2deploy.pipeline.passes import passes_for
 from prune2deploy.pipeline.requests import ExportRequest
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import OnnxRecord, RunFolder
@@ -41,10 +42,7 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
         raise InputError("the run holds no variant yet", where=str(run.path), hint="finish it with --resume")
     bundles = {name: load_bundle(run.bundle_path(name)) for name in names}
     first = bundles[names[0]].manifest
-    passes = GraphPasses(
-        normalize=first.normalization if _asked_normalization(request, first.normalization, run.path) else None,
-        softmax=request.softmax,
-    )
+    passes = passes_for(request, first.normalization, run.path)
     # Files of one run share one evaluation set, so those of other precisions follow where the passes change.
     jobs = [(name, precision) for precision in _precisions(run, request.precisions) for name in names]
     current = [
@@ -183,13 +181,3 @@ def _evaluation_set(
         passes=passes,
         progress=progress,
     )
-
-
-def _asked_normalization(request: ExportRequest, known: object, run: Path) -> bool:
-    if request.normalize and known is None:
-        raise InputError(
-            "the run does not know mean and standard deviation of its images",
-            where=f"--normalize, {run}",
-            hint="prune with --data, or export without --normalize",
-        )
-    return request.normalize

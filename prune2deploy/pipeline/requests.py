@@ -168,12 +168,33 @@ class InspectRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """``p2d export``: every variant of ``run`` (None: the latest) to ONNX, at each precision."""
+    """``p2d export``: every variant of ``run`` (None: the latest) to ONNX, at each precision.
+
+    ``input_format`` is one of ``choices.INPUT_FORMATS``; ``source_size`` (height, width) is that of the images that
+    the file resizes, None for the network's own. ``batch`` None leaves it free. ``io_precision`` is that of inputs and
+    outputs of fp16 and bf16 files, "fp32" or "same". ``engine`` is the one that will run the int8 files, None for any.
+    ``data`` None calibrates on the run's own. ``max_drop`` is in points of top-1 accuracy against fp32,
+    ``min_agreement`` the share of images on which int8 must name the class that fp32 names.
+    """
 
     run: Path | None = None
     precisions: tuple[str, ...] = ("fp32",)
     normalize: bool = False
     softmax: bool = False
+    top_k: int | None = None
+    input_format: str = "nchw"
+    source_size: tuple[int, int] | None = None
+    batch: int | None = None
+    external_data: bool = False
+    io_precision: str = "fp32"
+    engine: str | None = None
+    data: str | None = None
+    calibration: str = "minmax"
+    calibration_images: int = 256
+    quantize_ends: bool = True
+    max_drop: float | None = None
+    min_agreement: float = 0.99
+    check_engine: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
