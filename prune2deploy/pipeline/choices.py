@@ -62,7 +62,23 @@ ENGINES: Mapping[str, str] = {
     "trt": "TensorRT",
     "trt-rtx": "TensorRT for RTX",
 }
-PRECISIONS: Mapping[str, str] = {"fp32": "single precision"}
+PRECISIONS: Mapping[str, str] = {
+    "fp32": "single precision",
+    "tf32": "the same file, products rounded to 10 bits by the engine",
+    "fp16": "half precision",
+    "bf16": "bfloat16",
+    "int8": "8-bit integers (needs data to calibrate)",
+}
+INPUT_FORMATS: Mapping[str, str] = {
+    "nchw": "float images, channels first",
+    "uint8-nhwc": "bytes, channels last, as cameras and decoders give them",
+}
+IO_PRECISIONS: Mapping[str, str] = {"fp32": "float32 whatever the precision", "same": "that of the file"}
+CALIBRATIONS: Mapping[str, str] = {
+    "minmax": "the largest value seen",
+    "entropy": "the range that keeps the distribution best",
+    "percentile": "the range of 99.999% of the values",
+}
 OPTIMIZERS: Mapping[str, str] = {"sgd": "momentum SGD", "adamw": "AdamW"}
 SCHEDULES: Mapping[str, str] = {
     "cosine": "down to zero along a cosine",

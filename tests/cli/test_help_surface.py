@@ -39,7 +39,10 @@ OPTIONS = {
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
     "family": RUNNING | {"--factors", "--resume"},
     "inspect": RUNNING | {"--model", "--input", "--scope", "--backend", "--attention", "--trust-pickle", "--json"},
-    "export": RUNNING | {"--precision", "--normalize", "--softmax"},
+    "export": RUNNING
+    | {"--precision", "--normalize", "--softmax", "--input", "--top-k", "--batch", "--external-data", "--io-precision"}
+    | {"--data", "--calibration", "--calibration-images", "--float-ends", "--max-drop", "--min-agreement"}
+    | {"--engine", "--check-engine"},
     "build": RUNNING | {"--engine", "--precision", "--batch", "--threads"},
     "bench": RUNNING
     | {"--engine", "--precision", "--batch", "--threads", "--builds", "--max-seconds", "--claim"}
