@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_static
 
 from prune2deploy.evaluation import EvaluationSet
 
@@ -57,6 +59,25 @@ def write_network(tmp_path: Path) -> WriteNetwork:
             ],
         )
         return save(graph, tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def write_quantised(write_network: WriteNetwork, tmp_path: Path) -> WriteNetwork:
+    """Write that network with bytes for weights and activations, calibrated on normal numbers."""
+
+    def write(name: str = "int8.onnx") -> Path:
+        batches = iter([{"input": np.random.default_rng(5).standard_normal((64, *IMAGE)).astype(np.float32)}])
+        quantize_static(
+            write_network(),
+            tmp_path / name,
+            SimpleNamespace(get_next=lambda: next(batches, None)),
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+        return tmp_path / name
 
     return write
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from prune2deploy.engines.census import Census, require_layers_of
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.ort_cpu import OrtCpuEngine
 from prune2deploy.errors import EngineError, InputError
@@ -112,10 +113,37 @@ def test_an_opset_of_the_future_is_an_engine_error(write_nodes) -> None:
 
 
 def test_another_precision_is_refused(write_network) -> None:
-    with pytest.raises(EngineError, match="has no precision fp16"):
-        ENGINE.build(write_network(precision="fp16"), BuildOptions(precision="fp16"))
+    with pytest.raises(EngineError, match="has no precision bf16"):
+        ENGINE.build(write_network(), BuildOptions(precision="bf16"))
     with pytest.raises(InputError, match="its weights are fp16"):
         ENGINE.build(write_network(precision="fp16"), BuildOptions())
+
+
+def test_half_files_run_and_the_census_says_that_they_are_widened(write_network, reference) -> None:
+    built = ENGINE.build(write_network(precision="fp16"), BuildOptions(precision="fp16"))
+    inputs = images(2).astype(np.float16)
+    built.bind({"input": inputs})
+    built.run()
+    np.testing.assert_allclose(built.read()["output"], reference(inputs), rtol=2e-2, atol=2e-2)
+    census = Census.from_document(built.inspect()["census"])
+    assert census.origin == "engine"
+    assert census.layers == {"fp32": 2}
+    assert census.flops == {"fp32": 1.0}
+    with pytest.raises(EngineError, match=r"was to be fp16 and holds no fp16 layer \(fp32 100% of FLOPs\)"):
+        require_layers_of(census, "fp16", where="net")
+
+
+def test_quantised_files_run_on_integer_kernels(write_quantised, reference) -> None:
+    built = ENGINE.build(write_quantised(), BuildOptions(precision="int8"))
+    built.bind({"input": images(4)})
+    built.run()
+    outputs, expected = built.read()["output"], reference(images(4))
+    assert np.linalg.norm(outputs - expected) < 0.1 * np.linalg.norm(expected)
+    told = built.inspect()
+    assert told["census"]["layers"] == {"int8": 2}
+    assert told["census"]["flops"] == {"int8": 1.0}
+    with pytest.raises(InputError, match="its weights are int8"):
+        ENGINE.build(write_quantised(), BuildOptions())
 
 
 def test_it_has_no_stored_engine(write_network, tmp_path: Path) -> None:
