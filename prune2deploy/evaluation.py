@@ -20,12 +20,12 @@ _REFERENCE = "reference/"
 class EvaluationSet:
     """Inputs of the model with what they should give.
 
-    Shapes: ``inputs`` (N, C, H, W) float32, as the exported network takes them; ``labels`` (N,) int64, or
-    None without labelled data; ``references`` maps a variant's name to the torch model's float32 outputs
-    for the first M inputs, (M, ...).
+    Shapes: ``inputs`` as the exported network takes them, (N, C, H, W) float32 or bytes (N, H, W, C) uint8; ``labels``
+    (N,) int64, or None without labelled data; ``references`` maps a variant's name to the torch model's float32
+    outputs for the first M inputs, (M, ...): what the file's first output should be.
     """
 
-    inputs: NDArray[np.float32]
+    inputs: NDArray[np.float32] | NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     references: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prune2deploy.errors import InputError, StorageError
+
+DATA_DIGEST = "data_sha256"
+"""Key of an ONNX file's metadata that holds the digest of the data file beside it: its own digest then covers both."""
 
 _CHUNK_BYTES = 1 << 20
 
@@ -42,6 +46,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise _storage_error(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_pair(path: Path, companion: Path) -> Iterator[Path]:
+    """Yield an empty folder for two files of these names, which go to their places together; both lie in one folder.
+
+    ``path`` refers to ``companion``, which need not be written: then an older one goes away. On any failure both keep
+    their earlier content. Killed in between, ``path`` is absent, and never refers to what it was not written with.
+
+    Raises:
+        StorageError: the folder cannot be made, the disk is full or a rename is refused.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    try:
+        try:
+            yield folder
+            written = [folder / name for name in (path.name, companion.name) if (folder / name).exists()]
+            for file in written:
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+                file.chmod(0o666 & ~_umask())
+            if (folder / companion.name).exists():
+                path.unlink(missing_ok=True)
+                (folder / companion.name).replace(companion)
+                (folder / path.name).replace(path)
+            else:
+                (folder / path.name).replace(path)
+                companion.unlink(missing_ok=True)
+        except OSError as error:
+            raise _storage_error(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -79,10 +119,16 @@ def read_json(path: Path, *, hint: str | None = None) -> dict[str, Any]:
 
 def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
+    return sha256_of_files((path,))
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Hexadecimal SHA-256 of the bytes of several files, one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

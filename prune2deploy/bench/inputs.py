@@ -1,9 +1,9 @@
 """What the engines compute on while they are timed: several seeded, non-zero batches, used in turn."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prune2deploy.engines.engine import Array, TensorInfo
 from prune2deploy.errors import InputError
@@ -17,13 +17,14 @@ def input_buffers(
     *,
     batch: int,
     seed: int,
-    real_inputs: NDArray[np.float32] | None,
+    real_inputs: Array | None,
     where: str,
 ) -> tuple[Mapping[str, Array], ...]:
     """Make up to four batches for a network with these inputs, fewer where they would take over 256 MiB.
 
     Rows of ``real_inputs`` (N, ...) are used where they fit the network's only input; else standard normal numbers
-    (integers from 1 to 7 for integer inputs): zeros would let denormals and sparsity shortcuts flatter an engine.
+    (for integer inputs from 1 to 7, any byte for uint8): zeros would let denormals and sparsity shortcuts flatter an
+    engine.
 
     Raises:
         InputError: the network is fixed to another batch size, or another dimension is dynamic.
@@ -60,17 +61,25 @@ def _fill(
     info: TensorInfo,
     shape: tuple[int, ...],
     generator: np.random.Generator,
-    real_inputs: NDArray[np.float32] | None,
+    real_inputs: Array | None,
 ) -> Array:
     dtype = np.dtype(info.dtype)
-    if real_inputs is not None and dtype.kind == "f" and len(real_inputs) and real_inputs.shape[1:] == shape[1:]:
+    if real_inputs is not None and _fits(real_inputs, dtype, shape):
         rows = generator.integers(0, len(real_inputs), size=shape[0])
         return np.ascontiguousarray(real_inputs[rows], dtype=dtype)
+    if dtype == np.uint8:
+        return generator.integers(0, 256, size=shape, dtype=np.uint8)
     if dtype.kind in "iu":
         return generator.integers(1, 8, size=shape, dtype=dtype.type)
     if dtype.kind == "b":
         return generator.integers(0, 2, size=shape).astype(dtype)
     return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
+
+
+def _fits(real_inputs: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    """Whether there are real inputs of this shape, and of this type (any float for a float)."""
+    same_type = real_inputs.dtype == dtype or (real_inputs.dtype.kind == "f" and dtype.kind == "f")
+    return same_type and len(real_inputs) > 0 and real_inputs.shape[1:] == shape[1:]
 
 
 def _spell(shape: tuple[int | None, ...]) -> str:

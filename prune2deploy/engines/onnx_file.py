@@ -1,17 +1,18 @@
 """What an ONNX file says of itself, read without torch and without running anything."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.errors import InputError
-from prune2deploy.storage import sha256_of_file
+from prune2deploy.storage import DATA_DIGEST, sha256_of_file, sha256_of_files
 
 _STORED_FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HINT = "pass a file that `p2d export` or another ONNX exporter wrote"
@@ -21,8 +22,11 @@ _HINT = "pass a file that `p2d export` or another ONNX exporter wrote"
 class OnnxFile:
     """The interface and contents of an ONNX file.
 
-    ``inputs`` and ``outputs`` are in the file's order, without initializers. ``opset`` is the version of the
-    standard operators. ``operators`` counts nodes by type (``domain::type`` outside the standard ones).
+    ``data_files`` hold weights that lie beside it; ``bytes_total`` counts these, too, and ``sha256`` covers them: it is
+    that of the file alone where its metadata holds the digest of its data file (and this was verified), else of all
+    bytes, one file after the other. ``inputs`` and ``outputs`` are in the file's order, without initializers.
+    ``opset`` is the version of the standard operators. ``operators`` counts nodes by type (``domain::type`` outside
+    the standard ones).
     ``weights_by_precision`` counts the elements of the floating-point initializers by "fp32", "fp16" and "bf16".
     ``quantized`` is True where the graph holds QuantizeLinear nodes.
     """
@@ -37,6 +41,7 @@ class OnnxFile:
     operators: Mapping[str, int]
     weights_by_precision: Mapping[str, int]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    data_files: tuple[Path, ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -50,12 +55,15 @@ class OnnxFile:
 
 
 def read_onnx_file(path: Path) -> OnnxFile:
-    """Read the interface, operators and metadata of an ONNX file. External weights are not read.
+    """Read the interface, operators and metadata of an ONNX file. Of weights beside it only the digest is taken.
 
     Raises:
-        InputError: the file is missing, a folder, empty, truncated, or no ONNX model.
+        InputError: the file is missing, a folder, empty, truncated, or no ONNX model; or weights that lie beside it
+            are missing, truncated or not those that it was written with.
     """
     model = load_onnx_proto(path)
+    data_files = data_files_of(model, path)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     graph = model.graph
     stored = {initializer.name for initializer in graph.initializer}
     weights: Counter[str] = Counter()
@@ -68,16 +76,76 @@ def read_onnx_file(path: Path) -> OnnxFile:
             weights[precision] += elements
     return OnnxFile(
         path=path,
-        sha256=sha256_of_file(path),
-        bytes_total=path.stat().st_size,
+        sha256=_digest(path, data_files, metadata),
+        bytes_total=sum(file.stat().st_size for file in (path, *data_files)),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         inputs=tuple(_tensor(value, path) for value in graph.input if value.name not in stored),
         outputs=tuple(_tensor(value, path) for value in graph.output),
         operators=dict(Counter(_operator_name(node) for node in graph.node)),
         weights_by_precision=dict(weights),
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=metadata,
+        data_files=data_files,
     )
+
+
+def data_files_of(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """The files beside ``path`` in which weights of ``model`` lie, sorted; all of them hold what they should.
+
+    Raises:
+        InputError: one is missing or too short, or lies outside the folder of ``path``.
+    """
+    ends: dict[str, int] = {}
+    for tensor in _stored_tensors(model.graph):
+        if uses_external_data(tensor):
+            try:
+                place = ExternalDataInfo(tensor)
+            except ValueError as error:
+                raise InputError(f"does not say where {tensor.name!r} lies", where=str(path), hint=_HINT) from error
+            end = (place.offset or 0) + (place.length or 0)
+            ends[place.location] = max(ends.get(place.location, 0), end)
+    for location, end in ends.items():
+        # A file from elsewhere must not make us, or an engine, read what lies elsewhere.
+        if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+            raise InputError(f"its weights lie in {location!r}, outside its folder", where=str(path), hint=_HINT)
+        beside = path.with_name(location)
+        if not beside.is_file():
+            raise InputError(
+                f"its weights lie in {location}, which is not there",
+                where=str(path),
+                hint="keep both files in one folder, or export it again",
+            )
+        if beside.stat().st_size < end:
+            raise InputError(
+                f"{location} is truncated: its weights take {end} bytes, and it holds {beside.stat().st_size}",
+                where=str(path),
+                hint="copy that file again, or export it again",
+            )
+    return tuple(path.with_name(location) for location in sorted(ends))
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Initializers and tensors among attributes, those of graphs inside nodes as well."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _stored_tensors(inner)
+
+
+def _digest(path: Path, data_files: tuple[Path, ...], metadata: Mapping[str, str]) -> str:
+    wanted = metadata.get(DATA_DIGEST)
+    if not data_files or wanted is None or len(data_files) > 1:
+        return sha256_of_files((path, *data_files))
+    if sha256_of_file(data_files[0]) != wanted:
+        raise InputError(
+            f"{data_files[0].name} does not hold the weights that it was written with",
+            where=str(path),
+            hint="keep the two files of one export together, or export it again",
+        )
+    return sha256_of_file(path)
 
 
 def load_onnx_proto(path: Path) -> onnx.ModelProto:

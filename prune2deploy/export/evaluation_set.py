@@ -1,17 +1,19 @@
 """The evaluation set that goes beside the ONNX files: real inputs, labels, and what torch makes of them."""
 
+import math
 from collections.abc import Mapping, Sized
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from prune2deploy.errors import DataError, ModelError
 from prune2deploy.evaluation import EvaluationSet
-from prune2deploy.export.graph_passes import GraphPasses, Normalization
+from prune2deploy.export.file_inputs import file_inputs, file_shape, network_inputs
+from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import cpu_copy
 from prune2deploy.export.reasons import reason_of
 from prune2deploy.progress import SILENT, Progress
@@ -38,9 +40,9 @@ def make_evaluation_set(
     more than 512 MB. The order is random, so that the first inputs cover all classes even where a data set is
     sorted by them. Without a data set the inputs are ``references`` standard normal images and the labels None.
 
-    With ``passes.normalize`` the exported networks normalise by themselves, so the inputs are stored before
-    normalisation; with ``passes.softmax`` the references are probabilities. References are computed on the CPU in
-    evaluation mode; the models are left as they were.
+    Inputs are stored in the form that files with ``passes`` take (``file_inputs``). References are what torch makes of
+    these, rounded and resized as they are: probabilities with ``passes.softmax``, and with ``passes.top_k`` the best
+    scores alone. They are computed on the CPU in evaluation mode; the models are left as they were.
 
     Raises:
         DataError: the data set is empty, or a sample is not what it should be.
@@ -50,17 +52,18 @@ def make_evaluation_set(
     rng = np.random.default_rng(seed)
     labels: NDArray[np.int64] | None
     if dataset is None:
-        inputs, labels = rng.standard_normal((references, *input_shape), dtype=np.float32), None
+        normalised, labels = rng.standard_normal((references, *input_shape), dtype=np.float32), None
     else:
-        inputs, labels = _samples(dataset, input_shape, images, rng, progress)
-    if passes.normalize is not None:
-        mean, std = _columns(passes.normalize, input_shape)
-        inputs = inputs * std + mean
+        largest = max(4 * math.prod(input_shape), math.prod(file_shape(input_shape, passes)))
+        fitting = min(images, max(1, _BYTES_LIMIT // largest))
+        normalised, labels = _samples(dataset, input_shape, fitting, rng, progress)
+    inputs = file_inputs(normalised, passes)
+    seen = network_inputs(inputs[:references], passes, input_shape[1:])
     outputs = {}
     with progress.task("Reference outputs", total=len(models)) as task:
         for name, model in models.items():
             task.describe(name)
-            outputs[name] = _reference(name, model, inputs[:references], passes)
+            outputs[name] = _reference(name, model, seen, passes)
             task.advance()
     return EvaluationSet(inputs=inputs, labels=labels, references=outputs)
 
@@ -75,8 +78,7 @@ def _samples(
     available = len(cast(Sized, dataset))
     if available == 0:
         raise DataError("the evaluation split is empty", where="--data")
-    fitting = max(1, _BYTES_LIMIT // (4 * int(np.prod(input_shape))))
-    count = min(available, images, fitting)
+    count = min(available, images)
     if count < available:
         progress.note(f"Accuracy of the exported files is measured on {count} of {available} evaluation images.")
     order = rng.permutation(available)[:count]
@@ -99,12 +101,8 @@ def _samples(
     return inputs, labels
 
 
-def _reference(name: str, model: nn.Module, inputs: NDArray[np.float32], passes: GraphPasses) -> NDArray[np.float32]:
+def _reference(name: str, model: nn.Module, images: Tensor, passes: GraphPasses) -> NDArray[np.float32]:
     network = cpu_copy(model).float()
-    images = torch.from_numpy(inputs)
-    if passes.normalize is not None:
-        mean, std = _columns(passes.normalize, inputs.shape[1:])
-        images = (images - torch.from_numpy(mean)) / torch.from_numpy(std)
     batches = []
     with torch.inference_mode():
         for first in range(0, len(images), _REFERENCE_BATCH):
@@ -120,26 +118,21 @@ def _reference(name: str, model: nn.Module, inputs: NDArray[np.float32], passes:
                     where=name,
                     hint="wrap the model so that forward returns the tensor that is served",
                 )
-            batches.append(output.softmax(dim=1) if passes.softmax else output)
+            batches.append(_finished(output, passes))
     result: NDArray[np.float32] = torch.cat(batches).float().numpy()
     if not np.isfinite(result).all():
         raise ModelError("gives NaN or infinity on its inputs", where=name, hint="check the weights of the checkpoint")
     return result
 
 
-def _one_tensor(returned: Any) -> torch.Tensor | None:
+def _finished(output: Tensor, passes: GraphPasses) -> Tensor:
+    """What is built in behind the network: its first output."""
+    if passes.softmax:
+        output = output.softmax(dim=1)
+    return output if passes.top_k is None else output.topk(passes.top_k, dim=1).values
+
+
+def _one_tensor(returned: Any) -> Tensor | None:
     """The tensor itself, or the only one of a dict or tuple, as segmentation networks return it; else None."""
     leaves = torch.utils._pytree.tree_leaves(returned)
-    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], torch.Tensor) else None
-
-
-def _columns(
-    normalization: Normalization, input_shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and deviation as (C, 1, 1), so that they broadcast over images."""
-    mean, std = (np.asarray(values, dtype=np.float32).reshape(-1, 1, 1) for values in normalization)
-    if len(mean) != input_shape[0]:
-        raise ModelError(
-            f"{len(mean)} means were given and the input has {input_shape[0]} channels", where="--normalize"
-        )
-    return mean, std
+    return leaves[0] if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None

@@ -1,20 +1,27 @@
-"""What deployment asks of a graph beyond what the exporter writes: names, built-in preprocessing, no leftovers."""
+"""What deployment asks of a graph beyond what the exporter writes: names, built-in pre- and postprocessing."""
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from prune2deploy.errors import InputError, ModelError
+from prune2deploy.errors import InputError
+from prune2deploy.export.external_data import with_shapes
+from prune2deploy.export.input_passes import prepend_images, prepend_normalization
+from prune2deploy.export.node_names import free_name, modules_of_nodes, rename_nodes
+from prune2deploy.export.output_passes import append_softmax, append_top_k
 from prune2deploy.export.zeros import drop_added_zeros
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 BATCH_NAME = "batch"
 PRODUCER = "prune2deploy"
+FLOAT_IMAGES = "nchw"
+BYTE_IMAGES = "uint8-nhwc"
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -24,49 +31,92 @@ class GraphPasses:
     """What is built into the graph.
 
     ``normalize`` is (mean, standard deviation) by channel: the file then takes images in [0, 1] and computes
-    (x − mean) / std itself. ``softmax`` turns class scores into probabilities.
+    (x − mean) / std itself. ``softmax`` turns class scores into probabilities. With ``top_k`` the file gives the K best
+    scores and their classes. ``input_format`` "uint8-nhwc" takes bytes (N, H, W, C), which needs ``normalize``; they
+    are resized from ``source_size`` (height, width), None for the network's own size. ``batch`` is the one batch size
+    that the file runs, None for any.
     """
 
     normalize: Normalization | None = None
     softmax: bool = False
+    top_k: int | None = None
+    input_format: str = FLOAT_IMAGES
+    source_size: tuple[int, int] | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.normalize is None:
-            return
-        mean, std = self.normalize
-        if len(mean) != len(std) or not mean:
-            raise InputError("mean and standard deviation need one value for each channel", where="--normalize")
-        if not all(np.isfinite(mean)) or not all(np.isfinite(std)) or any(value <= 0 for value in std):
-            raise InputError(f"mean {mean} and standard deviation {std} cannot be used", where="--normalize")
+        if self.input_format not in (FLOAT_IMAGES, BYTE_IMAGES):
+            raise InputError(
+                f"{self.input_format!r} is no format of images",
+                where="--input",
+                hint=f"choose from {FLOAT_IMAGES}, {BYTE_IMAGES}",
+            )
+        if self.input_format == BYTE_IMAGES and self.normalize is None:
+            raise InputError(
+                "needs mean and standard deviation of the images", where=f"--input {BYTE_IMAGES}", hint="pass both"
+            )
+        if self.source_size is not None and (self.input_format != BYTE_IMAGES or min(self.source_size) < 1):
+            raise InputError(
+                f"images of size {self.source_size} cannot be resized",
+                where="--input",
+                hint=f"for instance --input {BYTE_IMAGES}@480x640",
+            )
+        for option, value in (("--top-k", self.top_k), ("--batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError("must be at least 1", where=f"{option} {value}")
+        if self.normalize is not None:
+            _check_normalization(*self.normalize)
+
+    def to_metadata(self) -> Mapping[str, str]:
+        """Each pass under its name, as JSON: what the metadata of an exported file says of it."""
+        return {
+            "normalize": json.dumps(self.normalize),
+            "softmax": json.dumps(self.softmax),
+            "top_k": json.dumps(self.top_k),
+            "input_format": json.dumps(self.input_format),
+            "source_size": json.dumps(self.source_size),
+            "batch": json.dumps(self.batch),
+        }
 
 
 def apply_passes(model: onnx.ModelProto, passes: GraphPasses) -> onnx.ModelProto:
-    """Rename the interface, build in what ``passes`` asks for, and drop what nothing reads.
+    """Rename nodes and interface, build in what ``passes`` asks for, and drop what nothing reads.
 
-    A single input is called ``input`` and a single output ``output``; several keep the model's names. A dynamic
-    batch is called ``batch`` (the exporter calls it s77 or so). Nodes keep their names. The exporter's notes on
-    each node go, because they hold paths of the machine that exported; so does the file's metadata, which is
-    written afterwards with ``with_metadata``.
+    A single input is called ``input`` and a single output ``output`` (``scores`` and ``classes`` with ``top_k``);
+    several keep the model's names. A dynamic batch is called ``batch`` (the exporter calls it s77 or so). Nodes are
+    called after the modules that they come from. The exporter's notes on each node go, because they hold paths of the
+    machine that exported; so does the file's metadata, which is written afterwards with ``with_metadata``. The batch
+    size is the exporter's: nothing here fixes or frees it.
 
     Raises:
         ModelError: the network has no input or output of the kind that a pass needs.
+        InputError: ``top_k`` is more than there are classes.
     """
+    modules = modules_of_nodes(model)
     graph = gs.import_onnx(model)
     # GraphSurgeon's own logger prints; a failed fold is left as it is, which is what we want.
     with gs.logger.G_LOGGER.suppress():
         graph.fold_constants()
     drop_added_zeros(graph)
+    with gs.logger.G_LOGGER.suppress():
+        graph.cleanup()
+    rename_nodes(graph, modules)
     _rename_interface(graph)
     _rename_batch(graph)
     if passes.normalize is not None:
-        _prepend_normalization(graph, *passes.normalize)
+        if passes.input_format == BYTE_IMAGES:
+            prepend_images(graph, *passes.normalize, source_size=passes.source_size)
+        else:
+            prepend_normalization(graph, *passes.normalize)
     if passes.softmax:
-        _append_softmax(graph)
+        append_softmax(graph)
+    if passes.top_k is not None:
+        append_top_k(graph, passes.top_k)
     with gs.logger.G_LOGGER.suppress():
         graph.cleanup().toposort()
     result: onnx.ModelProto = gs.export_onnx(graph)
     result.ir_version = model.ir_version
-    return onnx.shape_inference.infer_shapes(result)
+    return with_shapes(result)
 
 
 def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -99,13 +149,20 @@ def unfolded_batch_norms(model: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
+def _check_normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    if len(mean) != len(std) or not mean:
+        raise InputError("mean and standard deviation need one value for each channel", where="--normalize")
+    if not all(map(math.isfinite, (*mean, *std))) or any(value <= 0 for value in std):
+        raise InputError(f"mean {mean} and standard deviation {std} cannot be used", where="--normalize")
+
+
 def _rename_interface(graph: gs.Graph) -> None:
     for tensors, name in ((graph.inputs, INPUT_NAME), (graph.outputs, OUTPUT_NAME)):
         if len(tensors) != 1 or tensors[0].name == name:
             continue
         taken = graph.tensors()
         if name in taken:
-            taken[name].name = _free_name(f"{name}_inner", taken)
+            taken[name].name = free_name(f"{name}_inner", taken)
         tensors[0].name = name
 
 
@@ -117,65 +174,3 @@ def _rename_batch(graph: gs.Graph) -> None:
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor.shape is not None:
             tensor.shape = [pattern.sub(BATCH_NAME, size) if isinstance(size, str) else size for size in tensor.shape]
-
-
-def _prepend_normalization(graph: gs.Graph, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Put (x − mean) · (1 / std) in front of the first input; multiplying is cheaper than dividing."""
-    if len(graph.inputs) != 1 or len(graph.inputs[0].shape or ()) != 4:
-        raise ModelError(
-            "needs a network with one image input (N, C, H, W)", where="--normalize", hint="export without it"
-        )
-    image = graph.inputs[0]
-    channels = image.shape[1]
-    if channels != len(mean):
-        raise ModelError(
-            f"{len(mean)} means were given and the input has {channels} channels",
-            where="--normalize",
-            hint="give one for each channel",
-        )
-    taken = graph.tensors()
-    shift = np.asarray(mean, dtype=np.float64).reshape(1, -1, 1, 1)
-    scale = 1.0 / np.asarray(std, dtype=np.float64).reshape(1, -1, 1, 1)
-    centred = gs.Variable(_free_name("normalize_centred", taken), dtype=image.dtype, shape=image.shape)
-    scaled = gs.Variable(_free_name("normalize_scaled", taken), dtype=image.dtype, shape=image.shape)
-    for node in list(image.outputs):
-        node.inputs = [scaled if tensor is image else tensor for tensor in node.inputs]
-    graph.nodes.append(
-        gs.Node(
-            "Sub",
-            "normalize_sub",
-            inputs=[image, gs.Constant(_free_name("normalize_mean", taken), shift.astype(image.dtype))],
-            outputs=[centred],
-        )
-    )
-    graph.nodes.append(
-        gs.Node(
-            "Mul",
-            "normalize_mul",
-            inputs=[centred, gs.Constant(_free_name("normalize_scale", taken), scale.astype(image.dtype))],
-            outputs=[scaled],
-        )
-    )
-
-
-def _append_softmax(graph: gs.Graph) -> None:
-    """Softmax over the classes: dimension 1 of scores (N, classes) and of maps (N, classes, H, W)."""
-    scores = graph.outputs[0]
-    rank = len(scores.shape or ())
-    if len(graph.outputs) != 1 or rank not in (2, 4):
-        raise ModelError(
-            "needs a network with one output of class scores (N, classes) or (N, classes, H, W)",
-            where="--softmax",
-            hint="export without it",
-        )
-    scores.name = _free_name("scores", graph.tensors())
-    probabilities = gs.Variable(OUTPUT_NAME, dtype=scores.dtype, shape=scores.shape)
-    graph.nodes.append(gs.Node("Softmax", "softmax", attrs={"axis": 1}, inputs=[scores], outputs=[probabilities]))
-    graph.outputs = [probabilities]
-
-
-def _free_name(wanted: str, taken: Mapping[str, object]) -> str:
-    name, number = wanted, 2
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    return name

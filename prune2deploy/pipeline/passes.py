@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prune2deploy.errors import InputError
-from prune2deploy.export.graph_passes import GraphPasses, Normalization
+from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses, Normalization
 from prune2deploy.pipeline.requests import ExportRequest
 
 
@@ -11,12 +11,21 @@ def passes_for(request: ExportRequest, normalization: Normalization | None, run:
     """The passes of one export. ``normalization`` is (mean, standard deviation) of the run's images, None if unknown.
 
     Raises:
-        InputError: normalisation is asked for and the run does not know it.
+        InputError: normalisation is asked for, or needed, and the run does not know it.
     """
-    if request.normalize and normalization is None:
+    bytes_in = request.input_format == BYTE_IMAGES
+    if (request.normalize or bytes_in) and normalization is None:
+        option = f"--input {BYTE_IMAGES}" if bytes_in else "--normalize"
         raise InputError(
             "the run does not know mean and standard deviation of its images",
-            where=f"--normalize, {run}",
-            hint="prune with --data, or export without --normalize",
+            where=f"{option}, {run}",
+            hint="prune with --data, or export without it",
         )
-    return GraphPasses(normalize=normalization if request.normalize else None, softmax=request.softmax)
+    return GraphPasses(
+        normalize=normalization if request.normalize or bytes_in else None,
+        softmax=request.softmax,
+        top_k=request.top_k,
+        input_format=request.input_format,
+        source_size=request.source_size,
+        batch=request.batch,
+    )
