@@ -1,10 +1,13 @@
-"""What every engine asks before it builds: that it runs here, has the precision, and is given a file of it."""
+"""What engines ask before they build (do I run here, is this a file for me), and before they run (do arrays fit)."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prune2deploy.engines.engine import BuildOptions, Engine
+import numpy as np
+
+from prune2deploy.engines.engine import Array, BuildOptions, Engine, TensorInfo
 from prune2deploy.engines.onnx_file import OnnxFile, read_onnx_file, require_precision
-from prune2deploy.errors import EngineError
+from prune2deploy.errors import EngineError, InputError
 
 
 def checked_file(engine: Engine, onnx_path: Path, options: BuildOptions) -> OnnxFile:
@@ -40,3 +43,33 @@ def no_stored_engine(name: str, reason: str) -> EngineError:
 def closed(where: Path) -> EngineError:
     """The error of an engine that is used after it was closed."""
     return EngineError("the engine is closed", where=str(where), hint="build it again")
+
+
+def checked_arrays(inputs: Sequence[TensorInfo], arrays: Mapping[str, Array], where: Path) -> tuple[Array, ...]:
+    """The arrays for a network's inputs, in their order.
+
+    Raises:
+        InputError: one is missing, has no input, or is of another type or shape than its input takes.
+    """
+    checked = tuple(_checked(tensor, arrays.get(tensor.name), where) for tensor in inputs)
+    if len(arrays) > len(checked):
+        strays = sorted(set(arrays) - {tensor.name for tensor in inputs})
+        raise InputError(f"does not take these arrays (no input {', '.join(strays)})", where=str(where))
+    return checked
+
+
+def _checked(tensor: TensorInfo, array: Array | None, where: Path) -> Array:
+    if array is None:
+        raise InputError(f"does not take these arrays (input {tensor.name} is missing)", where=str(where))
+    fits = array.ndim == len(tensor.shape) and all(
+        size in (None, given) for size, given in zip(tensor.shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != np.dtype(tensor.dtype):
+        wanted = "x".join("?" if size is None else str(size) for size in tensor.shape)
+        given = "x".join(map(str, array.shape))
+        raise InputError(
+            f"does not take these arrays ({tensor.name} is {given} {array.dtype}, not {wanted} {tensor.dtype})",
+            where=str(where),
+            hint="pass arrays of that type and shape",
+        )
+    return array

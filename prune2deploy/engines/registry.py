@@ -1,17 +1,26 @@
 """Which engines there are. A new engine is one line here."""
 
 from prune2deploy.engines.engine import Engine
+from prune2deploy.engines.openvino import OpenVINOEngine
 from prune2deploy.engines.ort_cpu import OrtCpuEngine
+from prune2deploy.engines.ort_cuda import OrtCudaEngine
 from prune2deploy.engines.tensorrt_family import TensorRTEngine, TensorRTRTXEngine
+from prune2deploy.engines.torch_engine import TorchEngine
 from prune2deploy.errors import EngineError, InputError
 
 AUTO = "auto"
 
-# In the order in which ``--engine auto`` prefers them.
+# In the order in which ``--engine auto`` prefers them: GPUs first, then what every machine has; torch, which runs no
+# ONNX files, only where nothing else has the precision.
 _ENGINES: tuple[Engine, ...] = (
     TensorRTEngine(),
     TensorRTRTXEngine(),
+    OrtCudaEngine(),
     OrtCpuEngine(),
+    OpenVINOEngine(),
+    TorchEngine("cuda-graph"),
+    TorchEngine("eager"),
+    TorchEngine("compile"),
 )
 
 
@@ -36,14 +45,14 @@ def engine_named(name: str) -> Engine:
     raise InputError(f"there is no engine {name!r}", where="--engine", hint=f"choose from {known}")
 
 
-def best_engine(precision: str | None = None) -> Engine:
-    """The most preferred engine that runs on this machine, and has ``precision`` where one is asked for.
+def best_engine(*precisions: str) -> Engine:
+    """The most preferred engine that runs on this machine and takes files of all of ``precisions``.
 
     Raises:
         EngineError: none does.
     """
     for engine in _ENGINES:
-        if (precision is None or precision in engine.precisions) and engine.availability().runs:
+        if engine.precisions.issuperset(precisions) and engine.availability().runs:
             return engine
-    wanted = f" {precision}" if precision else ""
+    wanted = f" {' and '.join(precisions)}" if precisions else ""
     raise EngineError(f"no engine runs{wanted} on this machine", where="--engine", hint="see `p2d doctor`")

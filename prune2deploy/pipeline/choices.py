@@ -59,8 +59,13 @@ DEFAULT_VARIANTS = ("dense", "pruned", "reduced")
 ENGINES: Mapping[str, str] = {
     "auto": "the best that runs here",
     "ort-cpu": "ONNX Runtime on the CPU",
+    "openvino": "OpenVINO on the CPU",
+    "ort-cuda": "ONNX Runtime on the GPU",
     "trt": "TensorRT",
     "trt-rtx": "TensorRT for RTX",
+    "torch": "PyTorch, eager",
+    "torch-compile": "torch.compile",
+    "torch-cuda-graph": "PyTorch as a CUDA graph",
 }
 PRECISIONS: Mapping[str, str] = {
     "fp32": "single precision",
