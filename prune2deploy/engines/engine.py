@@ -40,6 +40,19 @@ class TensorRTOptions:
     strip_weights: bool = False
     compute_capabilities: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        for least, best, most in self.ranges:
+            if not 1 <= least <= best <= most:
+                raise InputError(
+                    f"{least}:{best}:{most} is no range of batch sizes",
+                    where="--batch",
+                    hint="pass smallest, best and largest: --batch 1:8:32",
+                )
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise InputError(f"is positive, not {self.workspace_bytes}", where="--workspace")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise InputError(f"is a level from 0 to 5, not {self.optimization_level}", where="--optimization-level")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
@@ -63,7 +76,7 @@ class BuildOptions:
             raise InputError(
                 f"{self.precision!r} is no precision", where="--precision", hint=f"choose from {', '.join(PRECISIONS)}"
             )
-        if not self.batches or any(batch < 1 for batch in self.batches):
+        if not (self.batches or self.tensorrt.ranges) or any(batch < 1 for batch in self.batches):
             raise InputError(f"batch sizes are positive, not {self.batches}", where="--batch")
         if self.threads < 1:
             raise InputError(f"the number of threads is positive, not {self.threads}", where="--threads")
@@ -165,9 +178,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSummary:
-    """What a build gave: the stored file, its size, how long it took, and what the engine tells of itself."""
+    """What a build gave: the stored file, its size, how long it took, and what the engine tells of itself.
+
+    ``reused``: the file was there already, built from the same network in the same way, and was left as it is.
+    """
 
     file: Path
     bytes_total: int
     build_seconds: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False

@@ -4,19 +4,27 @@ The three share a Python API; ``library`` is whichever of them was imported. Net
 ONNX file says which type each layer has, and no builder flag changes it. TF32 alone is a flag.
 """
 
+import re
 import time
-from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.errors import EngineError, InputError
+from prune2deploy.engines.tensorrt_library import last_error, listening
+from prune2deploy.engines.tensorrt_monitor import BuildWatch, progress_monitor
+from prune2deploy.engines.tensorrt_network import ParsedNetwork, blamed_node, parsed_network
+from prune2deploy.engines.tensorrt_settings import configuration_for
+from prune2deploy.engines.tensorrt_shapes import Shapes, shapes_for
+from prune2deploy.engines.timing_cache import kept_timings
+from prune2deploy.errors import EngineError
+from prune2deploy.progress import Progress
 
-Profile = Mapping[str, tuple[tuple[int, ...], ...]]
-
-_LOGGED_WITHOUT_MEANING = "Thread context has not been set"
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,150 +32,80 @@ class SerializedEngine:
     """A built engine as bytes. ``details`` holds counts of the parsed network's layers by type and output type."""
 
     content: bytes
-    batches: tuple[int, ...]
-    profiles: tuple[Profile, ...]
+    shapes: Shapes
     build_seconds: float
     details: Mapping[str, Any]
 
 
-def collecting_logger(library: Any) -> Any:
-    """A logger that prints nothing and keeps errors in its list ``errors``."""
+def serialized_from_onnx(
+    library: Any,
+    name: str,
+    file: OnnxFile,
+    options: BuildOptions,
+    *,
+    has_gpu: bool,
+    timings: Path | None,
+    progress: Progress,
+) -> SerializedEngine:
+    """Parse, give each batch size and each range its profile, build and serialize.
 
-    class CollectingLogger(library.ILogger):  # type: ignore[misc]  # the base is only known at run time
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            serious = severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR)
-            if serious and _LOGGED_WITHOUT_MEANING not in message:
-                self.errors.append(" ".join(message.split()))
-
-    return CollectingLogger()
-
-
-def serialized_from_onnx(library: Any, name: str, file: OnnxFile, options: BuildOptions) -> SerializedEngine:
-    """Parse, give each batch size its profile, build and serialize.
-
-    Every batch size gets a profile of its own (smallest = best = largest), so that its kernels are chosen for
-    exactly that shape. A network with a fixed batch is built as it is.
+    A network with a fixed batch is built as it is. ``timings`` is the file of kept kernel timings, None to keep none.
+    Ctrl-C ends the build at its next step.
 
     Raises:
-        EngineError: an operator is not supported (named), the build fails, or a fixed batch is not the one asked for.
-        InputError: the library cannot read the file.
+        EngineError: an operator is not supported (named), an option is not, the build fails, or a fixed batch is not
+            the one asked for.
+        InputError: the library cannot read the file, or an option asks for what does not exist.
     """
     started = time.perf_counter()
-    logger = collecting_logger(library)
-    try:
-        builder = library.Builder(logger)
-    # What the bindings raise where the library cannot start, for instance TensorRT without a driver.
-    except (RuntimeError, TypeError) as error:
-        raise EngineError(f"cannot start ({_last(logger, str(error))})", where=name, hint="see `p2d doctor`") from error
-    network = builder.create_network(_creation_flags(library))
-    _parse(library, name, network, logger, file)
-    configuration = builder.create_builder_config()
-    configuration.profiling_verbosity = library.ProfilingVerbosity.DETAILED
-    if options.precision != "tf32":
-        configuration.clear_flag(library.BuilderFlag.TF32)
-    if options.tensorrt.workspace_bytes is not None:
-        configuration.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, options.tensorrt.workspace_bytes)
-    batches, profiles = profiles_for(file, options.batches, name)
-    for profile in profiles:
-        _add_profile(builder, configuration, profile, file, name)
-    details = _network_details(network)
-    serialized = builder.build_serialized_network(network, configuration)
-    if serialized is None:
-        raise EngineError(
-            f"{name} could not build an engine ({_last(logger, 'it gave no reason')})",
-            where=str(file.path),
-            hint="try another --precision or a smaller --batch",
+    with listening(library) as logger, ExitStack() as stack:
+        shapes = shapes_for(file, options, name)
+        parsed = parsed_network(library, name, file.path, logger)
+        configuration = configuration_for(library, name, parsed, options, shapes, logger, has_gpu=has_gpu)
+        task = stack.enter_context(progress.task(f"building {file.path.stem} for {name}", total=1))
+        if timings is not None:
+            stack.enter_context(kept_timings(configuration, timings, progress))
+        watch = BuildWatch(task)
+        monitor = progress_monitor(library, watch)  # held here, since the configuration does not
+        configuration.progress_monitor = monitor
+        serialized = _watched_build(parsed, configuration, watch)
+        if serialized is None:
+            raise _failure(name, file.path, options, last_error(logger, "it gave no reason"))
+        return SerializedEngine(
+            content=bytes(serialized),
+            shapes=shapes,
+            build_seconds=time.perf_counter() - started,
+            details=parsed.details(),
         )
-    return SerializedEngine(
-        content=bytes(serialized),
-        batches=batches,
-        profiles=profiles,
-        build_seconds=time.perf_counter() - started,
-        details=details,
-    )
 
 
-def profiles_for(file: OnnxFile, batches: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[Profile, ...]]:
-    """The batch sizes that an engine of this file can run, ascending, and one profile for each; none for a fixed batch.
-
-    Raises:
-        EngineError: a dimension other than the batch is dynamic, or a fixed batch is not the one asked for.
-    """
-    for tensor in file.inputs:
-        if not tensor.shape or None in tensor.shape[1:]:
-            raise EngineError(
-                f"input {tensor.name!r} has the shape {tensor.shape}; {name} needs all sizes but the batch fixed",
-                where=str(file.path),
-                hint="export it at a fixed image size",
-            )
-    wanted = tuple(sorted(set(batches)))
-    fixed = sorted({tensor.shape[0] for tensor in file.inputs if tensor.shape[0] is not None})
-    if fixed:
-        if fixed != list(wanted):
-            raise EngineError(
-                f"the network has a fixed batch of {fixed[0]}, and {list(wanted)} is asked for",
-                where=str(file.path),
-                hint=f"pass --batch {fixed[0]}, or export with a dynamic batch",
-            )
-        return wanted, ()
-    profiles = tuple(
-        {tensor.name: (_with_batch(tensor.shape, batch),) * 3 for tensor in file.inputs} for batch in wanted
-    )
-    return wanted, profiles
+def _watched_build(parsed: ParsedNetwork, configuration: Any, watch: BuildWatch) -> Any:
+    """Build in a thread of its own, since Python sees Ctrl-C only in the main thread, and only outside the library."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(parsed.builder.build_serialized_network, parsed.network, configuration)
+        try:
+            while not wait((future,), timeout=_LOOK_SECONDS).done:
+                pass
+        except BaseException:
+            watch.stop()
+            raise
+    if watch.failure is not None:
+        raise watch.failure
+    return future.result()
 
 
-def _with_batch(shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
-    return (batch, *(size for size in shape[1:] if size is not None))
-
-
-def _creation_flags(library: Any) -> int:
-    """STRONGLY_TYPED where the library still asks for it; TensorRT 11 has no other kind of network."""
-    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _parse(library: Any, name: str, network: Any, logger: Any, file: OnnxFile) -> None:
-    parser = library.OnnxParser(network, logger)
-    # From the file, not from bytes, so that external weights are found.
-    if parser.parse_from_file(str(file.path)) and network.num_layers:
-        return
-    for number in range(parser.num_errors):
-        error = parser.get_error(number)
-        operator = error.node_operator()
-        if operator:
-            description = " ".join(error.desc().split())
-            # The parser says "false" where its check is simply that the operator is not there.
-            reason = f": {description}" if " " in description else ""
-            raise EngineError(
-                f"{name} cannot build operator {operator} (node {error.node_name() or error.node()!r}){reason}",
-                where=str(file.path),
-                hint="replace the operator in the model, or name another --engine",
-            )
-    reason = _last(logger, "it found no layers")
-    raise InputError(f"cannot be read by {name} ({reason})", where=str(file.path), hint="export it again")
-
-
-def _add_profile(builder: Any, configuration: Any, profile: Profile, file: OnnxFile, name: str) -> None:
-    made = builder.create_optimization_profile()
-    for tensor, shapes in profile.items():
-        made.set_shape(tensor, *shapes)
-    if configuration.add_optimization_profile(made) < 0:
-        raise EngineError(f"{name} refused the profile {dict(profile)}", where=str(file.path), hint="try other batches")
-
-
-def _network_details(network: Any) -> dict[str, Any]:
-    layers = [network.get_layer(number) for number in range(network.num_layers)]
-    outputs = Counter(layer.get_output_type(number).name for layer in layers for number in range(layer.num_outputs))
-    return {
-        "layers": len(layers),
-        "layers_by_type": dict(sorted(Counter(layer.type.name for layer in layers).items())),
-        "outputs_by_type": dict(sorted(outputs.items())),
-    }
-
-
-def _last(logger: Any, otherwise: str) -> str:
-    return str(logger.errors[-1]) if logger.errors else otherwise
+def _failure(name: str, path: Path, options: BuildOptions, reason: str) -> EngineError:
+    hint = "try another --precision or a smaller --batch"
+    if options.tensorrt.version_compatible and "lean" in reason:
+        return EngineError(
+            f"{name} cannot build it, since its lean runtime is not installed",
+            where="--version-compatible",
+            hint="leave it out",
+        )
+    if options.tensorrt.workspace_bytes is not None and "workspace" in reason:
+        hint = "allow more with --workspace"
+    target = re.search(r"\bSM ?(\d+)(\d)\b", reason)
+    if options.tensorrt.compute_capabilities and target:
+        hint = f"leave {target[1]}.{target[2]} out of --compute-capability"
+    what = blamed_node(reason, path) or "an engine"
+    return EngineError(f"{name} could not build {what} ({reason})", where=str(path), hint=hint)

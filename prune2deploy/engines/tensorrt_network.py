@@ -54,12 +54,12 @@ def parsed_network(library: Any, name: str, path: Path, logger: Any) -> ParsedNe
 def blamed_node(message: str, path: Path) -> str | None:
     """The node of the file that a message of the builder names, as ``operator Conv (node 'x')``; None for none.
 
-    Builders speak of layers, which carry the names of the nodes that they were made of.
+    Builders speak of layers, which carry the names of the nodes that they were made of, some with a number behind.
     """
     named = [
         node
         for node in load_onnx_proto(path).graph.node
-        if node.name and re.search(rf"(?<![\w./]){re.escape(node.name)}(?![\w./])", message)
+        if node.name and re.search(rf"(?<![\w./]){re.escape(node.name)}(?:_\d+)?(?![\w./])", message)
     ]
     if not named:
         return None
@@ -81,10 +81,13 @@ def _refusal(parser: Any, name: str, path: Path, logger: Any) -> EngineError | I
             description = " ".join(error.desc().split())
             # The parser says "false" where its check is simply that the operator is not there.
             reason = f": {description}" if " " in description else ""
+            hint = "replace the operator in the model, or name another --engine"
+            if "zero point" in description:
+                hint = "it was quantised for CPUs; export it with --engine trt, which quantises symmetrically"
             return EngineError(
                 f"{name} cannot build operator {operator} (node {error.node_name() or error.node()!r}){reason}",
                 where=str(path),
-                hint="replace the operator in the model, or name another --engine",
+                hint=hint,
             )
     reason = last_error(logger, "it found no layers")
     return InputError(f"cannot be read by {name} ({reason})", where=str(path), hint="export it again")

@@ -1,18 +1,19 @@
 """Running a deserialized TensorRT engine on a GPU, with its work captured in a CUDA graph."""
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.engines.census import Census
 from prune2deploy.engines.cuda import DeviceBuffer, Graph, Stream
 from prune2deploy.engines.engine import Array, TensorInfo
 from prune2deploy.engines.engine_file import EngineRecord
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.engines.tensorrt_build import collecting_logger
+from prune2deploy.engines.tensorrt_layers import EngineLayer, engine_census, engine_layers, layer_summary, node_flops
+from prune2deploy.engines.tensorrt_library import last_error, listening
+from prune2deploy.engines.tensorrt_shapes import profile_number, spelled
 from prune2deploy.errors import EngineError, InputError
 
 
@@ -25,12 +26,15 @@ class TensorRTRun:
     """
 
     def __init__(self, library: Any, name: str, content: bytes, record: EngineRecord, file: OnnxFile) -> None:
-        self._library, self._name, self._record, self._file = library, name, record, file
-        self._logger = collecting_logger(library)
-        self._runtime = library.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise self._failure("cannot be loaded on this GPU", hint="build it again on this machine")
+        self.library, self._name, self._record, self._file = library, name, record, file
+        with listening(library) as self._logger:
+            self._runtime, self._engine = deserialized(
+                library, self._logger, content, host_code=record.version_compatible
+            )
+            if self._engine is None:
+                raise self._failure("cannot be loaded on this GPU", hint="build it again on this machine")
+            if record.stripped:
+                self._refit()
         self._context = self._new_context()
         if self._context is None:
             raise self._failure("has no room to run on this GPU", hint="free GPU memory or use a smaller --batch")
@@ -57,6 +61,7 @@ class TensorRTRun:
             InputError: an input is missing, or has another type than the engine takes.
             EngineError: the engine has no profile for these shapes, or the GPU fails.
         """
+        self._logger.errors.clear()
         given = {tensor.name: self._input_array(tensor, arrays) for tensor in self.inputs}
         shapes = {name: array.shape for name, array in given.items()}
         if shapes != self._shapes:
@@ -90,27 +95,41 @@ class TensorRTRun:
         return outputs
 
     def inspect(self) -> dict[str, Any]:
-        """Layers as the engine runs them, counted by type and by the type of their outputs, and how it was built.
-
-        An engine "of fp16" can hold no half layer at all: ``outputs_by_type`` tells.
-        """
-        inspector = self._engine.create_engine_inspector()
-        text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
-        layers = json.loads(text).get("Layers", [])
-        named = [layer for layer in layers if isinstance(layer, dict)]
-        formats = (output.get("Format/Datatype", "") for layer in named for output in layer.get("Outputs", []))
+        """Layers as the engine runs them, counted by type and by the type of their outputs, and how it was built."""
         return {
             "engine": self._name,
             "version": self._record.library_version,
             "precision": self._record.precision,
-            "layers": len(layers),
-            "layers_by_type": dict(sorted(Counter(layer.get("LayerType", "") for layer in named).items())),
-            "outputs_by_type": dict(sorted(Counter(formats).items())),
+            **layer_summary(self._layers()),
+            "census": self.census().to_document(),
             "cuda_graph": self._graph is not None,
             "profiles": [dict(profile) for profile in self._record.profiles],
             "build_seconds": self._record.build_seconds,
             "network": dict(self._record.details),
         }
+
+    def census(self) -> Census:
+        """Which precision its layers really run in, with the FLOPs of the ONNX nodes that they were made of."""
+        return engine_census(self._layers(), node_flops(self._file.path))
+
+    def run_profiled(self, profiler: Any, iterations: int) -> None:
+        """Run what is bound that often, each layer reported to ``profiler`` (the library's ``IProfiler``).
+
+        Not through the CUDA graph, which runs all layers as one.
+
+        Raises:
+            InputError: nothing is bound.
+            EngineError: the engine could not be run.
+        """
+        if not self._shapes:
+            raise InputError("has no inputs bound", where=str(self._file.path), hint="call bind before profiling")
+        self._context.profiler = profiler
+        try:
+            for _ in range(iterations):
+                self._enqueue()
+                self._stream.synchronize()
+        finally:
+            self._context.profiler = None
 
     def close(self) -> None:
         """Free GPU memory, the graph, the stream and the engine."""
@@ -123,9 +142,19 @@ class TensorRTRun:
         self._engine = None
         self._runtime = None
 
+    def _layers(self) -> tuple[EngineLayer, ...]:
+        return inspected_layers(self.library, self._engine, self._context)
+
+    def _refit(self) -> None:
+        """Fill in the weights that the engine was built without, from the ONNX file."""
+        refitter = self.library.Refitter(self._engine, self._logger)
+        parser = self.library.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_file(str(self._file.path)) or not refitter.refit_cuda_engine():
+            raise self._failure("cannot take its weights from the ONNX file", hint="build it without --strip-weights")
+
     def _new_context(self) -> Any:
         """A context; on TensorRT for RTX one that specialises kernels at once, not at some later run."""
-        strategies = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
+        strategies = getattr(self.library, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
             return self._engine.create_execution_context()
         settings = self._engine.create_runtime_config()
@@ -144,14 +173,15 @@ class TensorRTRun:
 
     def _choose_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         batch = next(iter(shapes.values()))[0]
-        if batch not in self._record.batches:
+        number = profile_number(batch, self._record.batches, self._record.ranges)
+        if number is None:
             raise EngineError(
-                f"was built for batches {list(self._record.batches)}, not {batch}",
+                f"no profile takes a batch of {batch}; it was built for "
+                f"{spelled(self._record.batches, self._record.ranges)}",
                 where=str(self._file.path),
                 hint=f"build it with --batch {batch}",
             )
         if self._record.profiles:
-            number = self._record.batches.index(batch)
             self._demand(self._context.set_optimization_profile_async(number, self._stream.number), f"profile {number}")
             self._stream.synchronize()
         for name, shape in shapes.items():
@@ -195,5 +225,25 @@ class TensorRTRun:
             raise self._failure(f"refused the {what}", hint="build it again for these shapes")
 
     def _failure(self, what: str, *, hint: str) -> EngineError:
-        reason = f" ({self._logger.errors[-1]})" if self._logger.errors else ""
+        told = last_error(self._logger, "")
+        reason = f" ({told})" if told else ""
         return EngineError(f"the {self._name} engine {what}{reason}", where=str(self._file.path), hint=hint)
+
+
+def deserialized(library: Any, logger: Any, content: bytes, *, host_code: bool) -> tuple[Any, Any]:
+    """A runtime and the engine in it, None for the engine where it cannot be loaded here.
+
+    ``host_code`` lets the engine bring machine code for the CPU, as version-compatible ones do (their own runtime).
+    """
+    runtime = library.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    return runtime, runtime.deserialize_cuda_engine(content)
+
+
+def inspected_layers(library: Any, engine: Any, context: Any = None) -> tuple[EngineLayer, ...]:
+    """The layers that an engine tells of; with a context for the shapes that it was given."""
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    return engine_layers(inspector.get_engine_information(library.LayerInformationFormat.JSON))

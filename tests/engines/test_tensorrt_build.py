@@ -1,12 +1,12 @@
-"""Real engines, built by TensorRT for RTX on a machine that need not have a GPU, from what torch really exports."""
+"""Real engines, built by TensorRT for RTX on a machine that need not have a GPU."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from onnx import TensorProto, helper
-from torch import Tensor, nn
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
 from prune2deploy.engines.cuda import NoCudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions
@@ -14,42 +14,25 @@ from prune2deploy.engines.engine_file import read_engine, sidecar_path
 from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.engines.tensorrt_family import TensorRTEngine, TensorRTRTXEngine
 from prune2deploy.errors import EngineError, InputError
-from prune2deploy.export.onnx_from_model import export_onnx
 
 library = pytest.importorskip("tensorrt_rtx")
 
 ENGINE = TensorRTRTXEngine()
-SHAPE = (3, 16, 16)
+SHAPE = (3, 8, 8)
 without_gpu = pytest.mark.skipif(not isinstance(find_device(), NoCudaDevice), reason="this machine has a GPU")
 
 
-class SmallNet(nn.Module):
-    """Convolution, batch norm, skip and head: one of everything that a residual network has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(16)
-        self.block = nn.Conv2d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.stem(x)))
-        return self.head(torch.relu(x + self.block(x)).mean((2, 3)))
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture
+def files(tmp_path_factory: pytest.TempPathFactory, write_network) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("onnx")
-    torch.manual_seed(0)
-    network = SmallNet()
-    export_onnx(network, folder / "dynamic.onnx", input_shape=SHAPE)
-    export_onnx(network, folder / "static.onnx", input_shape=SHAPE, dynamic_batch=False)
-    export_onnx(network.half(), folder / "half.onnx", input_shape=SHAPE)
-    return {path.stem: path for path in folder.iterdir()}
+    return {
+        "dynamic": write_network(str(folder / "dynamic.onnx")),
+        "static": write_network(str(folder / "static.onnx"), batch=1),
+        "half": write_network(str(folder / "half.onnx"), precision="fp16"),
+    }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stored(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engines") / "dynamic.engine"
     ENGINE.build_file(files["dynamic"], path, BuildOptions(batches=(32, 1)))
@@ -75,22 +58,53 @@ def test_a_static_batch_needs_no_profile(files: dict[str, Path], tmp_path: Path)
 
 
 def test_a_static_batch_cannot_be_built_for_another(files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"fixed batch of 1, and \[1, 8\] is asked for"):
+    with pytest.raises(EngineError, match="fixed batch of 1, and 1, 8 is asked for"):
         ENGINE.build_file(files["static"], tmp_path / "static.engine", BuildOptions(batches=(1, 8)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sidecar_says_what_the_engine_is(stored: Path, files: dict[str, Path]) -> None:
     document = json.loads(sidecar_path(stored).read_text())
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["engine"] == "trt-rtx"
     assert document["precision"] == "fp32"
     assert document["onnx_sha256"] == read_onnx_file(files["dynamic"]).sha256
     assert document["library_version"] == library.__version__
     assert document["device"] is None
     assert document["build_seconds"] > 0
-    assert document["details"]["layers_by_type"]["CONVOLUTION"] == 2
-    assert set(document["details"]["outputs_by_type"]) == {"FLOAT"}
+    assert document["details"]["layers_by_type"]["CONVOLUTION"] == 1
+    assert document["details"]["outputs_by_type"]["FLOAT"] > 4
+    census = document["details"]["census"]
+    assert (census["layers"], census["flops"]) == ({"fp32": 2}, {"fp32": 1.0})
+
+
+def quantised(path: Path, target: Path, *, symmetric: bool) -> Path:
+    images = np.random.default_rng(5).standard_normal((32, *SHAPE)).astype(np.float32)
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter([{"input": images}])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    options = {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": False}
+    kinds = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8}
+    quantize_static(path, target, Images(), per_channel=True, extra_options=options, **kinds)
+    return target
+
+
+def test_a_symmetric_int8_file_gives_an_engine_that_counts_its_int8_layers(write_network, tmp_path: Path) -> None:
+    path = quantised(write_network(), tmp_path / "int8.onnx", symmetric=True)
+    summary = ENGINE.build_file(path, tmp_path / "int8.engine", BuildOptions(precision="int8"))
+    assert summary.details["layers_by_type"]["QUANTIZE"] > 0
+    assert summary.details["census"]["layers"]["int8"] > 0
+
+
+def test_an_int8_file_made_for_cpus_is_refused_with_how_to_make_one(write_network, tmp_path: Path) -> None:
+    path = quantised(write_network(), tmp_path / "int8.onnx", symmetric=False)
+    with pytest.raises(EngineError, match=r"operator QuantizeLinear \(node '.*zero point.*export it with --engine trt"):
+        ENGINE.build_file(path, tmp_path / "int8.engine", BuildOptions(precision="int8"))
 
 
 def test_a_half_precision_file_gives_a_strongly_typed_half_precision_engine(
@@ -105,7 +119,7 @@ def test_a_half_precision_file_gives_a_strongly_typed_half_precision_engine(
 def test_a_float_file_is_not_built_under_the_name_of_another_precision(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its weights are fp32, so it cannot be run as fp16"):
         ENGINE.build_file(files["dynamic"], tmp_path / "wrong.engine", BuildOptions(precision="fp16"))
-    with pytest.raises(EngineError, match="has no precision int8"):
+    with pytest.raises(InputError, match="its weights are fp32, so it cannot be run as int8"):
         ENGINE.build_file(files["dynamic"], tmp_path / "wrong.engine", BuildOptions(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 
@@ -185,7 +199,7 @@ def test_a_damaged_engine_is_refused_before_the_library_sees_it(stored: Path, tm
         ({"engine": "trt"}, EngineError, "was built by trt-rtx, not trt"),
         ({"onnx_sha256": "0" * 64}, InputError, "built from another ONNX file"),
         ({"precision": "fp16"}, InputError, "was built as fp32, not fp16"),
-        ({"batches": (1, 8)}, EngineError, r"was built for batches \[1, 32\], and \[8\] is asked for"),
+        ({"batches": (1, 8)}, EngineError, "was built for batches of 1, 32, and 8 is asked for"),
     ],
 )
 def test_a_foreign_engine_is_refused(stored: Path, expected: dict, error: type[Exception], said: str) -> None:
@@ -204,7 +218,9 @@ def test_an_engine_of_another_gpu_is_refused(stored: Path, tmp_path: Path) -> No
         read(copy)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema_version": 1}', '{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"schema_version": 1}', '{"schema_version": 2}', '{"schema_version": 3}']
+)
 def test_a_damaged_sidecar_is_refused(stored: Path, content: str, tmp_path: Path) -> None:
     copy = tmp_path / "dynamic.engine"
     copy.write_bytes(stored.read_bytes())
