@@ -4,13 +4,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prune2deploy.pipeline.outcomes import EngineFile, ExportedFile, FrozenRow, GroupRow, Table, VariantRow
+from prune2deploy.pipeline.outcomes import (
+    AlignmentReport,
+    EngineFile,
+    ExportedFile,
+    FrozenRow,
+    GroupRow,
+    PaddedRow,
+    Table,
+    VariantAlignment,
+    VariantRow,
+    WidthRow,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _NOTHING = "-"
 _PHASES = ("training", "evaluating", "deciding", "cutting", "saving")
+_MOST_PADDED_ROWS = 12
 _INEXACT = "inexact: a norm, a mean or the like takes its statistics over these channels, which a cut changes"
 
 
@@ -68,6 +80,50 @@ def frozen_table(frozen: Sequence[FrozenRow]) -> TextTable:
     return TextTable(columns=("of FLOPs", "keeps its width", "because"), rows=tuple(rows), numeric=frozenset({0}))
 
 
+def alignment_table(variant: VariantAlignment) -> TextTable:
+    """The layers of a variant that are padded, with their widths and the aligned ones beside them."""
+    shown = variant.rows[:_MOST_PADDED_ROWS]
+    rows = tuple(
+        (share(row.share), row.named, _kind_of(row), _beside(row.input), _beside(row.output), _states_off(row))
+        for row in shown
+    )
+    note = "in brackets: the nearest aligned widths"
+    if any("narrow" in row[-1] for row in rows):
+        note += "; narrow: under four granules when dense, so cut without alignment"
+    if hidden := variant.rows[len(shown) :]:
+        note += f"\n{len(hidden)} more rows, {share(sum(row.share for row in hidden))}: see --json"
+    columns = ("padding", "layer", "kind", "reads", "makes", "width is")
+    return TextTable(columns=columns, rows=rows, numeric=frozenset({0}), note=note)
+
+
+def spell_alignment(report: AlignmentReport, variant: VariantAlignment) -> str:
+    """What padding costs a variant, in one line."""
+    setting = f"{report.engine or 'any engine'} at {report.precision} (granule {report.granule})"
+    if not variant.layers_padded:
+        return f"{variant.variant} on {setting}: nothing is padded, all {variant.layers_total} layers are aligned"
+    return (
+        f"{variant.variant} on {setting}: {share(variant.padding_share)} of the FLOPs go into padding, "
+        f"in {variant.layers_padded} of {variant.layers_total} layers"
+    )
+
+
+def _kind_of(row: PaddedRow) -> str:
+    several = row.groups > 1 and not row.operator.startswith("depthwise")
+    return f"{row.operator}, {row.groups} groups" if several else row.operator
+
+
+def _states_off(row: PaddedRow) -> str:
+    """What the widths are that are off the granule."""
+    return ", ".join(dict.fromkeys(width.state for width in (row.input, row.output) if width.above != width.width))
+
+
+def _beside(width: WidthRow) -> str:
+    """A width, and in brackets the aligned ones where it is none."""
+    if width.above == width.width:
+        return str(width.width)
+    return f"{width.width} ({width.above})" if width.below is None else f"{width.width} ({width.below}, {width.above})"
+
+
 def exported_table(files: Sequence[ExportedFile]) -> TextTable:
     """ONNX files with their size and what the parity gate measured."""
     return TextTable(
@@ -81,11 +137,19 @@ def exported_table(files: Sequence[ExportedFile]) -> TextTable:
 
 
 def engines_table(files: Sequence[EngineFile]) -> TextTable:
-    """Stored engines with their size and build time."""
+    """Stored engines with their size, the time of their build ("before" where they were there) and what they compute in."""
     return TextTable(
-        columns=("variant", "precision", "engine", "size", "built in", "file"),
+        columns=("variant", "precision", "engine", "size", "built in", "computes in", "file"),
         rows=tuple(
-            (row.variant, row.precision, row.engine, size(row.bytes_total), f"{row.build_seconds:.1f} s", str(row.file))
+            (
+                row.variant,
+                row.precision,
+                row.engine,
+                size(row.bytes_total),
+                "before" if row.reused else f"{row.build_seconds:.1f} s",
+                row.computes or _NOTHING,
+                str(row.file),
+            )
             for row in files
         ),
         numeric=frozenset({3, 4}),

@@ -6,6 +6,7 @@ from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph
+from prune2deploy.pipeline.alignment import alignment_report, models_of
 from prune2deploy.pipeline.backends import MODULE, find_channels
 from prune2deploy.pipeline.cutting import example_inputs
 from prune2deploy.pipeline.frozen import frozen_rows
@@ -19,16 +20,17 @@ from prune2deploy.run import MANIFEST, RunFolder
 
 
 def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectOutcome:
-    """Trace a checkpoint, a model spec or a run, and tell its groups, widths and costs.
+    """Trace a checkpoint, a model spec or a run, and tell its groups, widths and costs, and what an engine pads.
 
     Raises:
         InputError, CheckpointError, ModelError: the subject cannot be read or traced.
     """
     run = _run(request)
     subject = _subject(request, progress)
+    inputs = example_inputs(subject.input_shape)
     channels = find_channels(
         subject.model,
-        example_inputs(subject.input_shape),
+        inputs,
         backend=_backend(run, request),
         attention=_attention(run, request),
         progress=progress,
@@ -36,6 +38,16 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
     channels = channels.without_groups(reasons_to_stay(channels.graph, Restrictions(scope=request.scope)))
     graph = channels.graph
     widths = _pruned_widths(run, graph)
+    alignment = None
+    if request.engine is not None or request.precision is not None:
+        models = iter([(subject.spec.name, subject.model)])
+        alignment = alignment_report(
+            models_of(run, subject.model, progress=progress) if run is not None else models,
+            inputs,
+            graph,
+            engine=request.engine,
+            precision=request.precision,
+        )
     return InspectOutcome(
         model=str(subject.spec),
         input_shape=subject.input_shape,
@@ -56,6 +68,7 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
         variants=variant_rows(run.manifest) if run is not None else (),
         notes=(*subject.notes, *channels.notes),
         backend=channels.backend,
+        alignment=alignment,
     )
 
 

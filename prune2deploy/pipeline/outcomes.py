@@ -135,10 +135,73 @@ class FrozenRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WidthRow:
+    """A width that a layer reads or makes, in channels of all its groups.
+
+    ``below`` and ``above`` are the nearest aligned widths, equal to ``width`` where it is aligned (or never padded);
+    ``below`` is None where it would be zero. ``state``: "prunable", "narrow" (prunable, and too narrow to be aligned),
+    "fixed", or "activation" where no weight makes it.
+    """
+
+    width: int
+    below: int | None
+    above: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedRow:
+    """Layers of equal widths of which an engine computes more than they are.
+
+    ``layers`` are their module paths, ``named`` the same in few words. ``flops`` (batch 1) are their own,
+    ``flops_lost`` what padding adds, ``share`` that as a share of all that the engine computes of the variant.
+    """
+
+    layers: tuple[str, ...]
+    named: str
+    operator: str
+    groups: int
+    input: WidthRow
+    output: WidthRow
+    flops: int
+    flops_lost: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantAlignment:
+    """What padding costs one variant.
+
+    ``padding_share`` is ``flops_lost`` / (``flops`` + ``flops_lost``): of all that is computed, what is for nothing.
+    ``layers_total`` counts the layers that cost FLOPs, ``layers_padded`` those of them that lose some; ``rows`` tell of
+    these, the costliest first.
+    """
+
+    variant: str
+    flops: int
+    flops_lost: int
+    padding_share: float
+    layers_total: int
+    layers_padded: int
+    rows: tuple[PaddedRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignmentReport:
+    """How the widths of each variant suit an engine at a precision; ``engine`` is None for any."""
+
+    engine: str | None
+    precision: str
+    granule: int
+    variants: tuple[VariantAlignment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOutcome:
     """What a model is. ``alternatives`` are other architectures with the same keys and shapes.
 
-    ``backend`` is how ``p2d prune`` would cut it: ``module`` or ``graph``.
+    ``backend`` is how ``p2d prune`` would cut it: ``module`` or ``graph``. ``alignment`` is there where it was asked
+    for, by engine or precision.
     """
 
     model: str
@@ -150,6 +213,7 @@ class InspectOutcome:
     backend: str = "module"
     alternatives: tuple[str, ...] = ()
     variants: tuple[VariantRow, ...] = ()
+    alignment: AlignmentReport | None = None
     notes: tuple[str, ...] = ()
 
     def to_document(self) -> dict[str, Any]:
@@ -179,7 +243,11 @@ class ExportOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFile:
-    """One engine as stored on disk."""
+    """One engine as stored on disk.
+
+    ``computes`` says which precisions its layers compute in, empty where they do not tell. ``reused``: it was there
+    already and was left as it is; ``build_seconds`` are those of the build that made it.
+    """
 
     variant: str
     precision: str
@@ -187,6 +255,8 @@ class EngineFile:
     file: Path
     bytes_total: int
     build_seconds: float
+    computes: str = ""
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

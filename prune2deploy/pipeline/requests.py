@@ -155,7 +155,10 @@ class FamilyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectRequest:
-    """``p2d inspect``: ``subject`` is a checkpoint, a model spec or a run folder; whichever exists, in that order."""
+    """``p2d inspect``: ``subject`` is a checkpoint, a model spec or a run folder; whichever exists, in that order.
+
+    ``engine`` or ``precision`` asks for an alignment report; of the two, None is any engine, or fp32.
+    """
 
     subject: str
     model: str | None = None
@@ -163,6 +166,8 @@ class InspectRequest:
     scope: str = "all"
     backend: str = "auto"
     attention: str = "heads"
+    engine: str | None = None
+    precision: str | None = None
     trust_pickle: bool = False
 
 
@@ -199,13 +204,25 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """``p2d build``: engine files for the ONNX files of ``run``. ``batches`` are the sizes that must run."""
+    """``p2d build``: engine files for the ONNX files of ``run``.
+
+    ``batches`` are the sizes that must run, each with kernels of its own; ``ranges`` (smallest, best, largest) take all
+    that lie within. The rest are the fields of ``engines.engine.TensorRTOptions``.
+    """
 
     run: Path | None = None
     engine: str = "auto"
     precisions: tuple[str, ...] = ("fp32",)
     batches: tuple[int, ...] = (1, 32)
+    ranges: tuple[tuple[int, int, int], ...] = ()
     threads: int | None = None
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: bool = True
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    strip_weights: bool = False
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

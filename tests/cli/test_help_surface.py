@@ -38,12 +38,16 @@ OPTIONS = {
     | {"--distill", "--ema", "--compile", "--micro-batches"}
     | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
     "family": RUNNING | {"--factors", "--resume"},
-    "inspect": RUNNING | {"--model", "--input", "--scope", "--backend", "--attention", "--trust-pickle", "--json"},
+    "inspect": RUNNING
+    | {"--model", "--input", "--scope", "--backend", "--attention", "--engine", "--precision"}
+    | {"--trust-pickle", "--json"},
     "export": RUNNING
     | {"--precision", "--normalize", "--softmax", "--input", "--top-k", "--batch", "--external-data", "--io-precision"}
     | {"--data", "--calibration", "--calibration-images", "--float-ends", "--max-drop", "--min-agreement"}
     | {"--engine", "--check-engine"},
-    "build": RUNNING | {"--engine", "--precision", "--batch", "--threads"},
+    "build": RUNNING
+    | {"--engine", "--precision", "--batch", "--threads", "--workspace", "--optimization-level", "--strip-weights"}
+    | {"--compute-capability", "--hardware-compatible", "--version-compatible", "--no-timing-cache"},
     "bench": RUNNING
     | {"--engine", "--precision", "--batch", "--threads", "--builds", "--max-seconds", "--claim"}
     | {"--seed", "--out", "--json"},

@@ -6,8 +6,17 @@ import typer
 
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
-from prune2deploy.cli.tables import count, flop_count, frozen_table, groups_table, share, variants_table
-from prune2deploy.pipeline.choices import ATTENTION, BACKENDS, SCOPES, known
+from prune2deploy.cli.tables import (
+    alignment_table,
+    count,
+    flop_count,
+    frozen_table,
+    groups_table,
+    share,
+    spell_alignment,
+    variants_table,
+)
+from prune2deploy.pipeline.choices import ATTENTION, BACKENDS, ENGINES, PRECISIONS, SCOPES, known
 from prune2deploy.pipeline.outcomes import InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
 from prune2deploy.progress import Progress
@@ -22,12 +31,33 @@ def inspect(
     scope: options.Scope = "all",
     backend: options.Backend = "auto",
     attention: options.Attention = "heads",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            rich_help_panel="Alignment",
+            help=options.listed("Show what this engine pads", ENGINES) + " auto is any.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            rich_help_panel="Alignment",
+            help=options.listed("Show what is padded at this precision", PRECISIONS) + " Default: fp32.",
+        ),
+    ] = None,
     trust_pickle: options.TrustPickle = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show what a model is and what can leave it: widths, FLOPs, parameters, what is frozen and why."""
+    """Show what a model is and what can leave it: widths, FLOPs, parameters, what is frozen and why.
+
+    With --engine or --precision, also which widths that engine pads, and what it costs.
+    """
     request = InspectRequest(
         subject=subject,
         model=model,
@@ -35,6 +65,8 @@ def inspect(
         scope=known(scope, SCOPES, where="--scope"),
         backend=known(backend, BACKENDS, where="--backend"),
         attention=known(attention, ATTENTION, where="--attention"),
+        engine=None if engine is None else known(engine, ENGINES, where="--engine"),
+        precision=None if precision is None else known(precision, PRECISIONS, where="--precision"),
         trust_pickle=trust_pickle,
     )
     with working(quiet=quiet, verbose=verbose) as progress:
@@ -61,4 +93,9 @@ def _show(outcome: InspectOutcome, progress: Progress) -> None:
         print_table(frozen_table(outcome.frozen))
     if outcome.variants:
         print_table(variants_table(outcome.variants))
+    if outcome.alignment is not None:
+        for variant in outcome.alignment.variants:
+            print_line(spell_alignment(outcome.alignment, variant))
+            if variant.rows:
+                print_table(alignment_table(variant))
     print_notes(outcome.notes, after=progress)
