@@ -94,8 +94,7 @@ def _resize(graph: gs.Graph, images: gs.Variable, resizing: Resizing) -> gs.Vari
     if resizing.averaged == resizing.target:
         return images
     # TensorRT refuses Resize by sizes of some axes only, so the factors of all four are given.
-    factors = [_factor(old, new) for old, new in zip(resizing.averaged, resizing.target, strict=True)]
-    scales = _constant(graph, "resize_scales", np.asarray([1, 1, *factors], dtype=np.float32))
+    scales = _constant(graph, "resize_scales", np.asarray([1, 1, *resizing.factors], dtype=np.float32))
     return _append(
         graph,
         "Resize",
@@ -107,14 +106,6 @@ def _resize(graph: gs.Graph, images: gs.Variable, resizing: Resizing) -> gs.Vari
         mode="linear",
         coordinate_transformation_mode="half_pixel",
     )
-
-
-def _factor(old: int, new: int) -> np.float32:
-    """new / old, not less: engines cut ``old`` times the factor down to a whole number."""
-    factor = np.float32(new / old)
-    while np.float32(old) * factor < new:
-        factor = np.nextafter(factor, np.float32(np.inf), dtype=np.float32)
-    return factor
 
 
 def _normalize(

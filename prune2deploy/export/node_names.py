@@ -1,7 +1,7 @@
 """Names that a reader of the file knows: nodes are called after the modules that they come from."""
 
 import ast
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -30,20 +30,28 @@ def modules_of_nodes(model: onnx.ModelProto) -> Mapping[str, str]:
 def rename_nodes(graph: gs.Graph, modules: Mapping[str, str]) -> None:
     """Call every node of ``modules`` after its module. Names are unique; the others keep theirs.
 
-    A module's only node has the module's path (``layer1.0.conv1``), and so has the one that multiplies by its weights;
-    the others carry their operator, too (``blocks.0.attn/Softmax``), and a number from the second on.
+    A module without parts gives its path to its one operator (``layer1.0.relu``), or to the one that multiplies by its
+    weights (``layer1.0.conv1``). All other names end in the operator (``layer1.0/Add``, ``blocks.0.attn/Softmax``), and
+    what would have the same name as another in a number.
     """
     named = [node for node in graph.nodes if node.name in modules]
     homes = [_home(node, modules[node.name]) for node in named]
     taken = {node.name for node in graph.nodes if node.name not in modules}
-    bare: dict[str, int] = {}
-    for index, (node, home) in enumerate(zip(named, homes, strict=True)):
-        if home and (homes.count(home) == 1 or (_multiplies_weights(node) and home not in bare)):
-            bare[home] = index
-    for index, (node, home) in enumerate(zip(named, homes, strict=True)):
-        wanted = home if bare.get(home) == index else f"{home}/{node.op}".lstrip("/")
-        node.name = free_name(wanted, taken)
+    containers = {"", *(outer for home in homes for outer in _outer(home))}
+    operators: dict[str, set[str]] = {}
+    for node, home in zip(named, homes, strict=True):
+        operators.setdefault(home, set()).add(node.op)
+    for node, home in zip(named, homes, strict=True):
+        alone = home not in containers and (len(operators[home]) == 1 or _multiplies_weights(node))
+        node.name = free_name(home if alone else f"{home}/{node.op}".lstrip("/"), taken)
         taken.add(node.name)
+
+
+def _outer(path: str) -> Iterator[str]:
+    """The paths of the modules that hold this one."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def free_name(wanted: str, taken: Container[str]) -> str:

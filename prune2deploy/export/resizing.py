@@ -7,6 +7,7 @@ Runtime compute other values than torch. Blocks of pixels are averaged alike eve
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -43,6 +44,15 @@ class Resizing:
         height, width = (-(-size // block) for size, block in zip(self.source, self.blocks, strict=True))
         return height, width
 
+    @property
+    def factors(self) -> tuple[float, float]:
+        """By what height and width grow in the interpolation after averaging, as float32 numbers.
+
+        Never less than exact: engines cut size times factor down to a whole number.
+        """
+        height, width = (_factor(old, new) for old, new in zip(self.averaged, self.target, strict=True))
+        return height, width
+
     def apply(self, images: Tensor) -> Tensor:
         """What the exported graph computes, by torch. Shape: (N, C, *source) -> (N, C, *target)."""
         if self.blocks != (1, 1):
@@ -52,5 +62,19 @@ class Resizing:
             counted = functional.avg_pool2d(ones, self.blocks)
             images = functional.avg_pool2d(functional.pad(images, sides), self.blocks) / counted
         if self.averaged != self.target:
-            images = functional.interpolate(images, size=self.target, mode="bilinear", align_corners=False)
+            # By factors, as in the graph: a coordinate that is off by a rounding is seen on images full of edges.
+            images = functional.interpolate(
+                images,
+                scale_factor=self.factors,
+                mode="bilinear",
+                align_corners=False,
+                recompute_scale_factor=False,
+            )
         return images
+
+
+def _factor(old: int, new: int) -> float:
+    factor = np.float32(new / old)
+    while old * float(factor) < new:
+        factor = np.nextafter(factor, np.float32(np.inf), dtype=np.float32)
+    return float(factor)
