@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from prune2deploy.errors import ModelError
+from prune2deploy.export.ends import ONNX_HALVES, with_float32_ends, with_half_ends
+from prune2deploy.export.external_data import data_path, write_onnx
 from prune2deploy.export.graph_passes import BATCH_NAME, GraphPasses, apply_passes, unfolded_batch_norms, with_metadata
+from prune2deploy.export.precision import HALF_TYPES, OPSETS, float32_layers, half_program
 from prune2deploy.export.reasons import reason_of
 from prune2deploy.progress import SILENT, Progress
-from prune2deploy.storage import atomic_path, sha256_of_file
+from prune2deploy.storage import atomic_pair, sha256_of_file
 
 # At a batch of 1, torch.export takes the batch for a constant.
 _TRACED_BATCH = 2
-_BYTES_LIMIT = 2**31 - 2**20
 
 Gate = Callable[[Path], float]
 
@@ -31,6 +33,7 @@ class ExportedFile:
     """An ONNX file as it was written.
 
     ``unfolded_batch_norms`` names batch norms that read a convolution and could not be folded into it.
+    ``float32_layers`` names those that compute in float32 in a file of half precision, as the model's code says.
     ``parity_max_error`` is what the gate returned, None where the export had none.
     """
 
@@ -41,6 +44,7 @@ class ExportedFile:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     unfolded_batch_norms: tuple[str, ...]
+    float32_layers: tuple[str, ...]
     parity_max_error: float | None
 
 
@@ -49,34 +53,46 @@ def export_onnx(
     path: Path,
     *,
     input_shape: tuple[int, ...],
-    dynamic_batch: bool = True,
+    precision: str = "fp32",
+    io_precision: str = "fp32",
     passes: GraphPasses | None = None,
+    external_data: bool = False,
     metadata: Mapping[str, str] | None = None,
     gate: Gate | None = None,
     progress: Progress = SILENT,
 ) -> ExportedFile:
-    """Write ``model`` as one ONNX file in torch's default opset.
+    """Write ``model`` as one ONNX file, in torch's default opset or, where ``precision`` needs one, a later one.
 
-    ``input_shape`` is (C, H, W). With ``dynamic_batch`` the first dimension of input and outputs is free,
-    otherwise it is 1. The model is exported in evaluation mode from a copy on the CPU and is left as it was. The same
-    weights give the same bytes, on any machine with the same versions. ``gate`` is called with the finished file
-    before it gets its name: if it raises, there is no file; what it returns is recorded.
+    ``input_shape`` is (C, H, W). ``precision`` is "fp32", "tf32" (float32 as well: an engine rounds), "fp16" or "bf16";
+    the last two hold no float32 weights. Their inputs and outputs are float32 unless ``io_precision`` is "same"; what
+    ``passes`` put in front and behind computes in float32. The first dimension of input and outputs is free, unless
+    ``passes.batch`` fixes it. With ``external_data``, and where they take more than the 2 GB of one file, weights lie
+    in ``PATH.data`` beside it. The model is exported in evaluation mode from a copy on the CPU and is left as it was.
+    The same weights give the same bytes, on any machine with the same versions. ``gate`` is called with the finished
+    file before it gets its place: if it raises, there is no file; what it returns is recorded.
 
     Raises:
         ModelError: the model cannot be exported; the message names the operator or the line of its code. Also
-            where it holds more than 2 GB, the limit of one ONNX file, or its outputs have no batch dimension.
+            where its outputs have no batch dimension.
         StorageError: the file cannot be written.
     """
-    refuse_beyond_one_file(model)
+    passes = passes or GraphPasses()
     with progress.task(f"Exporting {path.name}") as task:
-        batch = _TRACED_BATCH if dynamic_batch else 1
-        exported = _traced(cpu_copy(model), (batch, *input_shape), dynamic_batch=dynamic_batch)
+        batch, dynamic_batch = passes.batch or _TRACED_BATCH, passes.batch is None
+        exported = _program(model, (batch, *input_shape), precision, dynamic_batch=dynamic_batch)
         task.describe("translating into ONNX")
-        proto = apply_passes(_translated(exported), passes or GraphPasses())
+        proto = with_float32_ends(_translated(exported, OPSETS.get(precision)))
+        with _hushed():  # GraphSurgeon prints of every bfloat16 tensor that NumPy has no such type.
+            proto = apply_passes(proto, passes)
+        if io_precision == "same" and precision in ONNX_HALVES:
+            proto = with_half_ends(proto, ONNX_HALVES[precision])
         proto = with_metadata(proto, metadata or {})
-        _check(proto, dynamic_batch=dynamic_batch)
-        with atomic_path(path) as partial:
-            partial.write_bytes(proto.SerializeToString(deterministic=True))
+        if dynamic_batch:
+            _require_batch_dimension(proto)
+        with atomic_pair(path, data_path(path)) as folder:
+            partial = folder / path.name
+            write_onnx(proto, partial, external=external_data)
+            _check(partial)
             parity_max_error = None
             if gate is not None:
                 task.describe("comparing with the model")
@@ -84,11 +100,12 @@ def export_onnx(
     return ExportedFile(
         path=path,
         sha256=sha256_of_file(path),
-        bytes_total=path.stat().st_size,
+        bytes_total=sum(file.stat().st_size for file in (path, data_path(path)) if file.exists()),
         opset=next(entry.version for entry in proto.opset_import if not entry.domain),
         input_names=tuple(value.name for value in proto.graph.input),
         output_names=tuple(value.name for value in proto.graph.output),
         unfolded_batch_norms=unfolded_batch_norms(proto),
+        float32_layers=float32_layers(proto) if precision in HALF_TYPES else (),
         parity_max_error=parity_max_error,
     )
 
@@ -106,25 +123,20 @@ def cpu_copy(model: nn.Module) -> nn.Module:
     return duplicate.requires_grad_(False)
 
 
-def refuse_beyond_one_file(model: nn.Module) -> None:
-    """Refuse a model whose weights do not fit into one ONNX file.
+def _program(
+    model: nn.Module, shape: tuple[int, ...], precision: str, *, dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    """The exported program of a copy on the CPU, at a precision."""
 
-    Raises:
-        ModelError: it holds more than 2 GB.
-    """
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    bytes_total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if bytes_total > _BYTES_LIMIT:
-        raise ModelError(
-            f"the weights take {bytes_total / 1e9:.1f} GB, and one ONNX file holds at most 2.1 GB",
-            where=type(model).__name__,
-            hint="prune it further, or export a model of half precision",
-        )
+    def trace(module: nn.Module, dtype: torch.dtype) -> torch.export.ExportedProgram:
+        return _traced(module, torch.zeros(shape, dtype=dtype), dynamic_batch=dynamic_batch)
+
+    # A checkpoint of half precision is exported as its float32 copy at fp32, and rounded from that otherwise.
+    network = cpu_copy(model).float()
+    return half_program(network, precision, trace) if precision in HALF_TYPES else trace(network, torch.float32)
 
 
-def _traced(model: nn.Module, shape: tuple[int, ...], *, dynamic_batch: bool) -> torch.export.ExportedProgram:
-    parameter = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), None)
-    example = torch.zeros(shape, dtype=parameter.dtype if parameter is not None else torch.float32)
+def _traced(model: nn.Module, example: torch.Tensor, *, dynamic_batch: bool) -> torch.export.ExportedProgram:
     sizes = ({0: torch.export.Dim(BATCH_NAME)},) if dynamic_batch else None
     name = type(model).__name__
     try:
@@ -146,10 +158,10 @@ def _traced(model: nn.Module, shape: tuple[int, ...], *, dynamic_batch: bool) ->
         ) from error
 
 
-def _translated(exported: torch.export.ExportedProgram) -> onnx.ModelProto:
+def _translated(exported: torch.export.ExportedProgram, opset: int | None) -> onnx.ModelProto:
     try:
         with _hushed():
-            program = torch.onnx.export(exported, dynamo=True, verbose=False)
+            program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset)
     except (torch.onnx.OnnxExporterError, RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise ModelError(
             f"cannot be exported to ONNX: {reason_of(error)}", hint="replace that operator in the model's forward"
@@ -159,14 +171,16 @@ def _translated(exported: torch.export.ExportedProgram) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _check(proto: onnx.ModelProto, *, dynamic_batch: bool) -> None:
+def _check(path: Path) -> None:
+    # By its path, since models over 2 GB cannot be passed as one message.
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"torch exported an invalid network ({reason})", hint="update torch and onnx") from error
-    if not dynamic_batch:
-        return
+
+
+def _require_batch_dimension(proto: onnx.ModelProto) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         sizes = value.type.tensor_type.shape.dim
         if not sizes or not sizes[0].dim_param:
