@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from prune2deploy.bench.environment import sample_signals
+from prune2deploy.bench.gate import pass_gate
 from prune2deploy.bench.inputs import input_buffers
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
@@ -15,8 +16,8 @@ from prune2deploy.bench.schedule import Slot, build_order, round_orders, slots_f
 from prune2deploy.bench.subjects import BenchRequest
 from prune2deploy.bench.timing import collection_paused, iterations_for, time_block, warm_up
 from prune2deploy.engines.accuracy import engine_accuracy
+from prune2deploy.engines.census import Census, require_layers_of
 from prune2deploy.engines.engine import Array, BuildOptions, BuiltEngine, Engine
-from prune2deploy.engines.parity import check_parity
 from prune2deploy.evaluation import EvaluationSet
 
 MINIMUM_ROUNDS = 3
@@ -61,7 +62,8 @@ def measure_build(
 
     Raises:
         ParityError: an engine does not compute what its model computes; it is not timed.
-        EngineError, InputError: an engine cannot be built, or an input does not fit.
+        EngineError: an engine cannot be built, or holds no layer of the precision that it is measured as.
+        InputError: a file or an input does not fit.
     """
     request, started = job.request, clock()
     evaluation = EvaluationSet.load(request.evaluation) if request.evaluation is not None else None
@@ -108,20 +110,27 @@ def _build_all(
     request = job.request
     subjects = {subject.variant: subject for subject in request.subjects_at(precision)}
     slots = slots_for(tuple(subjects), baseline=request.baseline)
-    options = BuildOptions(precision=precision, batches=request.batches, threads=request.options.threads, cache=None)
     built: dict[Slot, _Runner] = {}
     for index in build_order(len(slots), seed=request.options.seed, build=job.build):
         slot = slots[index]
         subject = subjects[slot.variant]
+        options = BuildOptions(
+            precision=precision,
+            batches=request.batches,
+            threads=request.options.threads,
+            cache=None,
+            bundle=subject.bundle,
+        )
         begun = time.monotonic()
         ready = engine.build(subject.onnx_path, options)
         stack.callback(ready.close)
         build_seconds = time.monotonic() - begun
-        parity = None
-        if evaluation is not None and slot.variant in evaluation.references:
-            count = len(evaluation.references[slot.variant])
-            batches = tuple(dict.fromkeys(min(batch, count) for batch in request.batches))
-            parity = check_parity(ready, evaluation, slot.variant, precision=precision, batches=batches)
+        passed = pass_gate(ready, evaluation, subject, request.batches)
+        details = ready.inspect() if job.build == 0 and slot.copy == 0 else {}
+        if "census" in details:
+            require_layers_of(
+                Census.from_document(details["census"]), precision, where=f"{slot.variant} on {engine.name}"
+            )
         built[slot] = _Runner(
             slot=slot,
             engine=ready,
@@ -131,8 +140,9 @@ def _build_all(
                 "copy": slot.copy,
                 "precision": precision,
                 "build_seconds": build_seconds,
-                "parity_max_error": parity,
-                "details": ready.inspect() if job.build == 0 and slot.copy == 0 else {},
+                "parity_max_error": passed.error,
+                "agreement": passed.agreement,
+                "details": details,
             },
         )
     return [built[slot] for slot in slots]

@@ -18,7 +18,6 @@ from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress, Task
 
-_GPU_ENGINES = frozenset({"ort-cuda", "trt", "trt-rtx"})
 _OVERRUN_SECONDS = 60.0
 
 
@@ -34,9 +33,9 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     """
     engine = engine_named(request.engine)
     request = replace(request, engine=engine.name)
-    _check_usable(request, engine)
+    device = _usable_device(request, engine)
     # A GPU engine's driver runs threads of its own; confining them to the launching thread's CPU would slow it down.
-    cpus = None if request.engine in _GPU_ENGINES else pick_cpus(request.options.threads)
+    cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None
     environment = describe_environment(threads=request.options.threads, cpus=cpus)
     names = ", ".join(dict.fromkeys(subject.variant for subject in request.subjects))
     with progress.task(f"Measuring {names} on {request.engine}", total=request.options.builds) as task:
@@ -47,7 +46,8 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     return result
 
 
-def _check_usable(request: BenchRequest, engine: Engine) -> None:
+def _usable_device(request: BenchRequest, engine: Engine) -> str:
+    """What the engine runs on, if it runs here, has the precisions, and the files are there."""
     availability = engine.availability()
     if not availability.runs:
         raise EngineError(
@@ -60,6 +60,7 @@ def _check_usable(request: BenchRequest, engine: Engine) -> None:
     for subject in request.subjects:
         if not subject.onnx_path.is_file():
             raise InputError("is missing", where=str(subject.onnx_path), hint="run `p2d export` first")
+    return availability.device or ""
 
 
 def _measure_builds(

@@ -34,6 +34,8 @@ class Speedup:
 class Row:
     """One variant on one engine, precision and batch size.
 
+    ``parity_max_error`` is ‖y − ref‖/‖ref‖ against the torch model; ``agreement`` is the share of reference images on
+    which an int8 row names the class that the model names, None for other precisions.
     ``build_medians_ns`` has one median a build; ``distribution_ns`` the quantiles 0, 2.5%, ..., 100% of all runs.
     ``flop_yield`` (``yield`` in the document) is the speed-up against dense times ``flops_fraction``: 1 means that
     every FLOP removed was paid out as time.
@@ -55,6 +57,7 @@ class Row:
     parity_max_error: float | None
     file: str
     sha256: str
+    agreement: float | None = None
 
     def speedup_against(self, variant: str) -> Interval | None:
         """The speed-up against another variant, None where it was not compared."""

@@ -18,6 +18,8 @@ MINIMUM_BUILDS_FOR_AN_INTERVAL = 3
 class Subject:
     """One ONNX file to time.
 
+    ``bundle`` is what it was exported from, None where that is not known: the torch engines run that. ``agreement`` is
+    how often an int8 file named the class that fp32 names when it was exported, in [0, 1].
     ``flops_fraction`` and ``parameters_fraction`` are relative to the dense model, None where unknown (a bare ONNX
     file). ``accuracy`` is that of the training side; an accuracy measured through the engine takes its place,
     unless the weights were never ``trained``: then it is None, whatever they happen to get right.
@@ -31,6 +33,8 @@ class Subject:
     parameters_fraction: float | None = None
     accuracy: float | None = None
     trained: bool = True
+    bundle: Path | None = None
+    agreement: float | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON object, for the worker."""
@@ -43,12 +47,21 @@ class Subject:
             "parameters_fraction": self.parameters_fraction,
             "accuracy": self.accuracy,
             "trained": self.trained,
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "agreement": self.agreement,
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Subject":
         """From the JSON object that ``to_document`` made."""
-        return cls(**{**document, "onnx_path": Path(document["onnx_path"])})
+        bundle = document["bundle"]
+        return cls(
+            **{
+                **document,
+                "onnx_path": Path(document["onnx_path"]),
+                "bundle": None if bundle is None else Path(bundle),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +127,11 @@ class BenchRequest:
             )
         for precision in self.precisions:
             if self.baseline not in {subject.variant for subject in self.subjects_at(precision)}:
-                raise InputError(f"there is no {self.baseline} file to compare with", where=f"--precision {precision}")
+                raise InputError(
+                    f"there is no {self.baseline} file of {precision} to compare with",
+                    where=f"--precision {precision}",
+                    hint="files are compared within a precision: measure those of each by themselves",
+                )
 
     @property
     def precisions(self) -> tuple[str, ...]:

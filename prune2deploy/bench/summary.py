@@ -21,6 +21,7 @@ from prune2deploy.bench.subjects import (
     BenchRequest,
     Subject,
 )
+from prune2deploy.engines.census import Census
 
 Estimator = Callable[[Sequence[int]], float]
 
@@ -109,7 +110,8 @@ def _row(
         parameters_fraction=subject.parameters_fraction,
         flop_yield=flop_yield,
         accuracy=_accuracy(subject, builds),
-        parity_max_error=_parity(subject, builds),
+        parity_max_error=max(_facts(subject, builds, "parity_max_error"), default=None),
+        agreement=min(_facts(subject, builds, "agreement"), default=None),
         file=subject.onnx_path.name,
         sha256=subject.sha256,
     )
@@ -132,15 +134,14 @@ def _accuracy(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
     return next((build.accuracies[key] for build in builds if key in build.accuracies), subject.accuracy)
 
 
-def _parity(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
-    errors = [
-        float(fact["parity_max_error"])
+def _facts(subject: Subject, builds: Sequence[BuildSamples], name: str) -> list[float]:
+    """One fact of all engines that were built for a subject, where it is known."""
+    return [
+        float(fact[name])
         for build in builds
         for fact in build.engines
-        if (fact["variant"], fact["precision"]) == (subject.variant, subject.precision)
-        and fact["parity_max_error"] is not None
+        if (fact["variant"], fact["precision"]) == (subject.variant, subject.precision) and fact.get(name) is not None
     ]
-    return max(errors, default=None)
 
 
 def _claims(request: BenchRequest, rows: Sequence[Row], controls: Sequence[Control]) -> Iterator[JudgedClaim]:
@@ -200,6 +201,7 @@ def _notes(request: BenchRequest, builds: Sequence[BuildSamples], controls: Sequ
         yield f"{note}; --max-seconds {slowest * asked * 1.2:.0f} would do for all"
     elif measured < MINIMUM_BUILDS_FOR_AN_INTERVAL:
         yield f"fewer than 3 builds ({measured}) give no interval and decide no claim; ask for at least 3"
+    yield from _mixed_precisions(request, builds)
     yield from _unsteady(builds)
     for control in controls:
         if control.passed is False:
@@ -207,6 +209,20 @@ def _notes(request: BenchRequest, builds: Sequence[BuildSamples], controls: Sequ
                 f"the A/A control failed at {control.precision}, batch {control.batch}: two copies of "
                 f"{request.baseline} differ by {abs(control.interval.estimate - 1):.1%}; its verdicts are INVALID, "
                 "measure again on a quieter machine"
+            )
+
+
+def _mixed_precisions(request: BenchRequest, builds: Sequence[BuildSamples]) -> Iterator[str]:
+    """Of engines that compute partly in another precision than they are called by, how much of each."""
+    for fact in builds[0].engines if builds else ():
+        document = fact.get("details", {}).get("census")
+        if document is None:
+            continue
+        census = Census.from_document(document)
+        if len(census.layers) > 1:
+            yield (
+                f"{fact['variant']} at {fact['precision']} on {request.engine} computes in several precisions: "
+                f"{census.in_words()}"
             )
 
 

@@ -86,7 +86,8 @@ class BuildOptions:
 class Availability:
     """Whether an engine can be used on this machine, and if not, what to do about it.
 
-    ``builds`` is True where engines can be built though not run (TensorRT for RTX without a GPU).
+    ``builds`` is True where engines can be built though not run (TensorRT for RTX without a GPU). ``device`` begins
+    with "CPU" where they run on that, and is the name of the GPU otherwise.
     """
 
     runs: bool

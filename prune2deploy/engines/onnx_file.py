@@ -173,31 +173,35 @@ def load_onnx_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+def stored_precision(file: OnnxFile) -> str | None:
+    """The precision that a file states: that of most of its weights, or int8 where it quantises; None without weights.
+
+    Scalars of another type are common (a clip limit, an epsilon), so the bulk of the weights decides.
+    """
+    if file.quantized:
+        return "int8"
+    stored = {name: count for name, count in file.weights_by_precision.items() if count}
+    return max(stored, key=lambda name: stored[name], default=None)
+
+
 def require_precision(file: OnnxFile, precision: str) -> None:
     """Refuse a file whose stored weights are not of the precision that it should be run at.
 
     Engines here are strongly typed: they compute in the types that the file states, so a float32 file built
-    "as fp16" would be timed under a wrong name. ``tf32`` is float32 weights; a network without weights passes.
+    "as fp16" would be timed under a wrong name. ``tf32`` is float32 weights; a network without weights passes, unless
+    it should be int8.
 
     Raises:
         InputError: the weights are of another precision.
     """
-    stored = {name: count for name, count in file.weights_by_precision.items() if count}
-    if precision == "int8":
-        fits = file.quantized
-    elif file.quantized:
-        fits = False
-    else:
-        wanted = "fp32" if precision == "tf32" else precision
-        # Scalars of another type are common (a clip limit, an epsilon); the bulk of the weights decides.
-        fits = not stored or max(stored, key=lambda name: stored[name]) == wanted
-    if not fits:
-        found = "int8" if file.quantized else max(stored, key=lambda name: stored[name], default="no weights at all")
-        raise InputError(
-            f"its weights are {found}, so it cannot be run as {precision}",
-            where=str(file.path),
-            hint=f"export it with --precision {precision}, or name its own precision",
-        )
+    found = stored_precision(file)
+    if found == ("fp32" if precision == "tf32" else precision) or (found is None and precision != "int8"):
+        return
+    raise InputError(
+        f"its weights are {found or 'no weights at all'}, so it cannot be run as {precision}",
+        where=str(file.path),
+        hint=f"export it with --precision {precision}, or name its own precision",
+    )
 
 
 def nodes_of_operator(model: onnx.ModelProto, operator: str) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ ROW_SCHEMA: Mapping[str, tuple[type | None, ...]] = {
     "yield": (*NUMBER, None),
     "accuracy": (*NUMBER, None),
     "parity_max_error": (*NUMBER, None),
+    "agreement": (*NUMBER, None),
     "file": (str,),
     "sha256": (str,),
 }
@@ -170,6 +171,22 @@ def test_what_was_never_trained_has_no_accuracy_though_the_engine_found_one() ->
 
 def test_parity_error_is_the_largest_over_the_builds() -> None:
     assert all(row.parity_max_error == pytest.approx(4e-7) for row in result_of().rows)
+
+
+def test_engines_that_compute_in_several_precisions_are_told_with_their_shares() -> None:
+    census = {"layers": {"fp32": 2, "int8": 19}, "flops": {"fp32": 0.2, "int8": 0.8}, "origin": "engine"}
+    build = build_of(0)
+    engines = [dict(fact) for fact in build.engines]
+    engines[0]["details"] = {"census": {"layers": {"fp32": 21}, "flops": {"fp32": 1.0}, "origin": "engine"}}
+    engines[1] |= {"details": {"census": census}, "agreement": 0.97}
+    request, builds = request_of(builds=1), [replace(build, engines=tuple(engines))]
+    result = summarise(request, builds, environment={})
+    variant = engines[1]["variant"]
+    told = [note for note in result.notes if "several precisions" in note]
+    assert told == [f"{variant} at fp32 on ort-cpu computes in several precisions: int8 80.0%, fp32 20.0% of FLOPs"]
+    agreements = {row.variant: row.agreement for row in result.rows}
+    assert agreements[variant] == 0.97
+    assert [agreement for agreement in agreements.values() if agreement is not None] == [0.97]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.engines.engine import TensorInfo
-from prune2deploy.engines.onnx_file import read_onnx_file, require_precision
+from prune2deploy.engines.onnx_file import read_onnx_file, require_precision, stored_precision
 from prune2deploy.errors import InputError
 
 
@@ -83,3 +83,14 @@ def test_weights_of_the_precision_asked_for_pass(write_network, stored: str, ask
 def test_weights_of_another_precision_are_refused(write_network, stored: str, asked: str) -> None:
     with pytest.raises(InputError, match=f"its weights are {stored}, so it cannot be run as {asked}"):
         require_precision(read_onnx_file(write_network(precision=stored)), asked)
+
+
+def test_a_file_states_its_own_precision(write_network, write_quantised, write_nodes) -> None:
+    assert stored_precision(read_onnx_file(write_network())) == "fp32"
+    assert stored_precision(read_onnx_file(write_network(precision="fp16"))) == "fp16"
+    assert stored_precision(read_onnx_file(write_quantised())) == "int8"
+    bare = read_onnx_file(write_nodes([helper.make_node("Relu", ["input"], ["output"])]))
+    assert stored_precision(bare) is None
+    require_precision(bare, "bf16")
+    with pytest.raises(InputError, match="its weights are no weights at all, so it cannot be run as int8"):
+        require_precision(bare, "int8")
