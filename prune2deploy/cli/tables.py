@@ -1,6 +1,6 @@
 """Results as tables: which columns a command shows, and how a table is drawn with and without a terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +125,29 @@ def _beside(width: WidthRow) -> str:
 
 
 def exported_table(files: Sequence[ExportedFile]) -> TextTable:
-    """ONNX files with their size and what the parity gate measured."""
+    """ONNX files with their size, what was checked before they were written, and what they compute in."""
+    checks = [name for name in _CHECKS if any(name in row.checks for row in files)]
+    headings = [_CHECKS[name][0] for name in checks]
     return TextTable(
-        columns=("variant", "precision", "size", "parity error", "file"),
+        columns=("variant", "precision", "size", "parity error", *headings, "computes in", "file"),
         rows=tuple(
-            (row.variant, row.precision, size(row.bytes_total), f"{row.parity_max_error:.1e}", str(row.file))
+            (
+                row.variant,
+                row.precision,
+                size(row.bytes_total),
+                f"{row.parity_max_error:.1e}",
+                *(_CHECKS[name][1](row.checks.get(name)) for name in checks),
+                row.computes or _NOTHING,
+                str(row.file),
+            )
             for row in files
         ),
-        numeric=frozenset({2, 3}),
+        numeric=frozenset(range(2, 4 + len(checks))),
     )
 
 
 def engines_table(files: Sequence[EngineFile]) -> TextTable:
-    """Stored engines with their size, the time of their build ("before" where they were there) and what they compute in."""
+    """Stored engines: their size, how long they took ("before" where they were there), what they compute in."""
     return TextTable(
         columns=("variant", "precision", "engine", "size", "built in", "computes in", "file"),
         rows=tuple(
@@ -239,6 +249,17 @@ def spell_cost(cost: Mapping[str, Any]) -> str:
     if cost.get("steps"):
         parts.append(f"{cost['steps']} steps")
     return "; ".join(parts)
+
+
+def _decibels(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1f} dB"
+
+
+_CHECKS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
+    "accuracy": ("accuracy", percent),
+    "agreement": ("agreement", percent),
+    "sqnr_db": ("signal to noise", _decibels),
+}
 
 
 def plain_lines(table: Table) -> Iterator[str]:

@@ -38,6 +38,56 @@ def counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def batches(option: str, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int, int], ...]]:
+    """Batch sizes and ranges of them (smallest, best, largest), such as 1,1:8:32; each ascending and once."""
+    single: set[int] = set()
+    ranges: set[tuple[int, int, int]] = set()
+    for part in text.split(","):
+        sizes = part.strip().split(":")
+        if not all(size.isascii() and size.isdigit() and int(size) > 0 for size in sizes) or len(sizes) not in (1, 3):
+            raise InputError(
+                "is no list of batch sizes", where=f"{option} {text}", hint=f"for instance {option} 1,32 or 1:8:32"
+            )
+        numbers = [int(size) for size in sizes]
+        if numbers != sorted(numbers):
+            raise InputError(
+                f"{part.strip()} does not ascend",
+                where=f"{option} {text}",
+                hint=f"pass smallest, best and largest, for instance {option} 1:8:32",
+            )
+        if len(numbers) == 1:
+            single.add(numbers[0])
+        else:
+            ranges.add((numbers[0], numbers[1], numbers[2]))
+    return tuple(sorted(single)), tuple(sorted(ranges))
+
+
+def byte_size(option: str, text: str | None) -> int | None:
+    """A size in memory, such as 512MiB or 2GiB, in bytes."""
+    if text is None:
+        return None
+    for unit, factor in (("MiB", 1 << 20), ("GiB", 1 << 30)):
+        number = text.removesuffix(unit).strip()
+        if number != text and number.isascii() and number.isdigit() and int(number):
+            return int(number) * factor
+    raise InputError("is no size", where=f"{option} {text}", hint=f"for instance {option} 512MiB or {option} 2GiB")
+
+
+def compute_capabilities(option: str, text: str | None) -> tuple[tuple[int, int], ...]:
+    """Generations of GPUs, such as 8.6,12.0; ascending and each once."""
+    if text is None:
+        return ()
+    found = set()
+    for part in text.split(","):
+        major, dot, minor = part.strip().partition(".")
+        if not dot or not all(number.isascii() and number.isdigit() for number in (major, minor)) or len(minor) > 1:
+            raise InputError(
+                "is no list of compute capabilities", where=f"{option} {text}", hint=f"for instance {option} 8.6,8.9"
+            )
+        found.add((int(major), int(minor)))
+    return tuple(sorted(found))
+
+
 def input_format(option: str, text: str, formats: Mapping[str, str]) -> tuple[str, tuple[int, int] | None]:
     """What a file takes, such as uint8-nhwc, and the size of its images where one is given: uint8-nhwc@480x640."""
     name, at, size = text.partition("@")

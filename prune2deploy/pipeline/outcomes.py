@@ -223,13 +223,18 @@ class InspectOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """One ONNX file that passed the parity gate; ``parity_max_error`` is ‖y − ref‖/‖ref‖ at its worst batch."""
+    """One ONNX file that passed the parity gate; ``parity_max_error`` is ‖y − ref‖/‖ref‖ at its worst batch.
+
+    ``computes`` is its precision census in words. ``checks`` are those of ``run.OnnxRecord``.
+    """
 
     variant: str
     precision: str
     file: Path
     bytes_total: int
     parity_max_error: float
+    computes: str = ""
+    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
