@@ -14,6 +14,7 @@ from typing import Any
 from prune2deploy.bench.claims import JudgedClaim, Verdict
 from prune2deploy.bench.compare import Interval, Percentiles
 from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.engines.census import Census
 from prune2deploy.errors import InputError
 from prune2deploy.storage import read_json, write_bytes, write_json
 
@@ -35,7 +36,8 @@ class Row:
     """One variant on one engine, precision and batch size.
 
     ``parity_max_error`` is ‖y − ref‖/‖ref‖ against the torch model; ``agreement`` is the share of reference images on
-    which an int8 row names the class that the model names, None for other precisions.
+    which an int8 row names the class that the model names, None for other precisions. ``census`` is the document of an
+    ``engines.census.Census`` of the engine, None where it could not tell.
     ``build_medians_ns`` has one median a build; ``distribution_ns`` the quantiles 0, 2.5%, ..., 100% of all runs.
     ``flop_yield`` (``yield`` in the document) is the speed-up against dense times ``flops_fraction``: 1 means that
     every FLOP removed was paid out as time.
@@ -58,6 +60,12 @@ class Row:
     file: str
     sha256: str
     agreement: float | None = None
+    census: Mapping[str, Any] | None = None
+
+    @property
+    def computes_in(self) -> str | None:
+        """The census in words: ``fp16 95.2%, fp32 4.8% of FLOPs``."""
+        return None if self.census is None else Census.from_document(self.census).in_words()
 
     def speedup_against(self, variant: str) -> Interval | None:
         """The speed-up against another variant, None where it was not compared."""

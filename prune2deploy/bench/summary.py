@@ -112,6 +112,7 @@ def _row(
         accuracy=_accuracy(subject, builds),
         parity_max_error=max(_facts(subject, builds, "parity_max_error"), default=None),
         agreement=min(_facts(subject, builds, "agreement"), default=None),
+        census=_census(subject, builds),
         file=subject.onnx_path.name,
         sha256=subject.sha256,
     )
@@ -132,6 +133,17 @@ def _accuracy(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
     if not subject.trained:
         return None
     return next((build.accuracies[key] for build in builds if key in build.accuracies), subject.accuracy)
+
+
+def _census(subject: Subject, builds: Sequence[BuildSamples]) -> Mapping[str, Any] | None:
+    """What the first engine of a subject that could tell says that it computes in."""
+    for build in builds:
+        for fact in build.engines:
+            if (fact["variant"], fact["precision"]) == (subject.variant, subject.precision):
+                document: Mapping[str, Any] | None = fact.get("details", {}).get("census")
+                if document is not None:
+                    return document
+    return None
 
 
 def _facts(subject: Subject, builds: Sequence[BuildSamples], name: str) -> list[float]:

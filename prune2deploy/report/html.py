@@ -25,6 +25,8 @@ _OPEN_TABLES = (
     "method",
     "method-rounds",
     "method-reconfigurations",
+    "engines",
+    "files",
     "frozen",
 )
 

@@ -1,6 +1,6 @@
 """Tables as pure rows of text: the terminal, Markdown and HTML draw them each in their own way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prune2deploy.bench.compare import Interval
@@ -20,8 +20,18 @@ from prune2deploy.report.figures import (
 )
 from prune2deploy.report.methods import method_tables
 from prune2deploy.report.table import Table
+from prune2deploy.run import OnnxRecord, VariantRecord
 
 _HIDDEN_FACTS = frozenset({"versions"})
+_CHECKS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
+    "accuracy": ("accuracy", spell_percent),
+    "agreement": ("agreement", spell_percent),
+    "sqnr_db": ("signal to noise", lambda value: NOTHING if value is None else f"{value:.1f} dB"),
+}
+_CHECKED = (
+    "Accuracy is that of the file, run by ONNX Runtime on the CPU. Agreement is the share of images on which an int8 "
+    "file names the class that fp32 names; signal to noise compares the outputs of the two."
+)
 
 
 def result_tables(result: BenchResult) -> tuple[Table, ...]:
@@ -36,6 +46,7 @@ def report_tables(content: ReportContent) -> tuple[Table, ...]:
         variants_table(content),
         costs_table(content),
         *method_tables(content),
+        engines_table(content.result),
         files_table(content),
         widths_table(content.manifest.pruning),
         frozen_table(content.manifest.pruning),
@@ -173,8 +184,49 @@ def variants_table(content: ReportContent) -> Table:
     )
 
 
+def engines_table(result: BenchResult | None) -> Table:
+    """What the layers of the measured engines really compute in, and how near they come to the model."""
+    measured = {(row.variant, row.engine, row.precision): row for row in (result.rows if result is not None else ())}
+    told = any(row.computes_in is not None for row in measured.values())
+    agreeing = any(row.agreement is not None for row in measured.values())
+    columns = ("variant", "engine", "precision", "parity error", *(("agreement",) if agreeing else ()), "computes in")
+    rows = tuple(
+        (
+            row.variant,
+            row.engine,
+            row.precision,
+            spell_error(row.parity_max_error),
+            *((spell_percent(row.agreement),) if agreeing else ()),
+            row.computes_in or NOTHING,
+        )
+        for row in measured.values()
+        if told
+    )
+    return Table(
+        key="engines",
+        title="Precisions of the engines",
+        columns=columns,
+        rows=rows,
+        numeric=frozenset({3, 4} if agreeing else {3}),
+        note="What the convolutions and matrix products of the built engine compute in, whatever the file is called.",
+    )
+
+
 def files_table(content: ReportContent) -> Table:
-    """The exported files."""
+    """The exported files, with what was checked before they were written."""
+    files = [(variant, precision, file) for variant in content.variants for precision, file in variant.onnx.items()]
+    checks = [name for name in _CHECKS if any(name in file.checks for _, _, file in files)]
+    dropping = any(_drop(variant, file) is not None for variant, _, file in files)
+    columns = (
+        "variant",
+        "precision",
+        "file",
+        "size",
+        "parity error",
+        *(_CHECKS[name][0] for name in checks),
+        *(("against fp32",) if dropping else ()),
+        "SHA-256",
+    )
     rows = tuple(
         (
             variant.name,
@@ -182,13 +234,28 @@ def files_table(content: ReportContent) -> Table:
             file.file,
             spell_bytes(file.bytes_total),
             spell_error(file.parity_max_error),
+            *(_CHECKS[name][1](file.checks.get(name)) for name in checks),
+            *((_spell_points(_drop(variant, file)),) if dropping else ()),
             file.sha256,
         )
-        for variant in content.variants
-        for precision, file in variant.onnx.items()
+        for variant, precision, file in files
     )
-    columns = ("variant", "precision", "file", "size", "parity error", "SHA-256")
-    return Table(key="files", title="ONNX files", columns=columns, rows=rows, numeric=frozenset({3, 4}))
+    return Table(
+        key="files",
+        title="ONNX files",
+        columns=columns,
+        rows=rows,
+        numeric=frozenset(range(3, len(columns) - 1)),
+        note=_CHECKED if checks else "",
+    )
+
+
+def _drop(variant: VariantRecord, file: OnnxRecord) -> float | None:
+    """How far the accuracy of a file lies above that of the same variant's fp32 file, in [-1, 1]."""
+    first = variant.onnx.get("fp32")
+    if first is None or file is first or not {"accuracy"} <= file.checks.keys() & first.checks.keys():
+        return None
+    return file.checks["accuracy"] - first.checks["accuracy"]
 
 
 def widths_table(pruning: Mapping[str, Any]) -> Table:
@@ -323,6 +390,11 @@ def _spell_finely(interval: Interval) -> str:
 
 def _spell_moment(moment: str) -> str:
     return moment.replace("_", " ")
+
+
+def _spell_points(difference: float | None) -> str:
+    """A difference of accuracies in points: +0.3, -1.2."""
+    return NOTHING if difference is None else f"{100 * difference:+.1f} points"
 
 
 def _fraction(part: Any, whole: Any) -> float | None:
