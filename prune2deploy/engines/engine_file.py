@@ -181,12 +181,14 @@ def _version_fits(record: EngineRecord, here: str) -> bool:
 
 
 def _device_fits(record: EngineRecord, device: str | None) -> bool:
-    """The same GPU model; any from Ampere on for hardware-compatible engines; one of those that were listed."""
+    """The same GPU model; one of those that were listed; else, for hardware-compatible engines and those of TensorRT
+    for RTX, any from Ampere on.
+    """
     here = _compute_capability(device)
     if record.compute_capabilities and (here is None or here not in record.compute_capabilities):
         return False
     if record.device is None:
-        return True
+        return record.compute_capabilities != () or here is None or here >= _AMPERE
     if record.hardware_compatible:
         return here is not None and here >= _AMPERE
     return record.device == device
@@ -196,7 +198,9 @@ def _built_for(record: EngineRecord) -> str:
     if record.compute_capabilities:
         listed = ", ".join(f"{major}.{minor}" for major, minor in record.compute_capabilities)
         return f"compute capability {listed}"
-    return "GPUs from compute capability 8.0 on" if record.hardware_compatible else str(record.device)
+    if record.hardware_compatible or record.device is None:
+        return "GPUs from compute capability 8.0 on"
+    return record.device
 
 
 def _compute_capability(device: str | None) -> tuple[int, int] | None:

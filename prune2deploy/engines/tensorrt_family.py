@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from prune2deploy.engines.tensorrt_build import serialized_from_onnx
 from prune2deploy.engines.tensorrt_layers import engine_census, node_flops
 from prune2deploy.engines.tensorrt_library import INSTALL, is_installed, listening, loaded_library
 from prune2deploy.engines.tensorrt_run import TensorRTRun, deserialized, inspected_layers
+from prune2deploy.engines.tensorrt_settings import offered_capabilities
 from prune2deploy.engines.timing_cache import timing_cache_path
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress
@@ -201,7 +202,7 @@ class TensorRTEngine:
             progress=progress,
         )
         census = self._census(job, built.content)
-        details = dict(built.details)
+        details = {**built.details, "metadata": dict(job.file.metadata)}
         if census is not None:
             require_layers_of(census, job.options.precision, where=str(job.file.path))
             details["census"] = census.to_document()
@@ -262,6 +263,23 @@ class TensorRTRTXEngine(TensorRTEngine):
     module = "tensorrt_rtx"
     builds_without_device = True
     keeps_timings = False
+
+    def availability(self) -> Availability:
+        """As that of TensorRT; some data centre GPUs can only build, since it has no kernels for them."""
+        found = super().availability()
+        device = find_device()
+        if not found.runs or not isinstance(device, CudaDevice):
+            return found
+        offered = offered_capabilities(loaded_library(self.module, where=self.name))
+        # What is newer than all that are listed may run what was built for the newest of them.
+        if not offered or device.compute_capability in offered or device.compute_capability > max(offered):
+            return found
+        return replace(
+            found,
+            runs=False,
+            reason=f"has nothing for {_device_text(device)}",
+            hint="use --engine trt; engines for other GPUs can be built here",
+        )
 
 
 def _device_text(device: CudaDevice) -> str:

@@ -110,7 +110,10 @@ class TensorRTRun:
 
     def census(self) -> Census:
         """Which precision its layers really run in, with the FLOPs of the ONNX nodes that they were made of."""
-        return engine_census(self._layers(), node_flops(self._file.path))
+        census = engine_census(self._layers(), node_flops(self._file.path))
+        recorded = self._record.details.get("census")
+        # Some engines tell nothing of their layers; then what the build found stands.
+        return Census.from_document(recorded) if recorded and not census.layers else census
 
     def run_profiled(self, profiler: Any, iterations: int) -> None:
         """Run what is bound that often, each layer reported to ``profiler`` (the library's ``IProfiler``).

@@ -67,6 +67,16 @@ def test_hardware_compatible_engines_run_from_ampere_on(stored, device: str | No
             read(path, device=device)
 
 
+@pytest.mark.parametrize(("device", "fits"), [(L4, True), (A100, True), (B200, True), (None, True), (T4, False)])
+def test_engines_without_a_list_run_from_ampere_on(stored, device: str | None, fits: bool) -> None:
+    path = stored(device=None)
+    if fits:
+        read(path, device=device)
+    else:
+        with pytest.raises(EngineError, match=r"was built for GPUs from compute capability 8\.0 on, here is Tesla T4"):
+            read(path, device=device)
+
+
 @pytest.mark.parametrize("device", [A100, B200, T4, None])
 def test_other_engines_run_on_their_own_gpu_only(stored, device: str | None) -> None:
     with pytest.raises(EngineError, match=f"was built for {L4}, here is"):

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from prune2deploy.engines.cuda import NoCudaDevice, find_device
+from prune2deploy.engines import tensorrt_family
+from prune2deploy.engines.cuda import CudaDevice, NoCudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.engine_file import read_engine, sidecar_path
 from prune2deploy.engines.onnx_file import read_onnx_file
@@ -240,6 +241,17 @@ def test_without_a_gpu_it_builds_and_does_not_run(files: dict[str, Path], stored
         ENGINE.build(files["dynamic"], BuildOptions())
     with pytest.raises(EngineError, match="--engine ort-cpu"):
         ENGINE.load_file(files["dynamic"], stored, BuildOptions(batches=(1, 32)))
+
+
+@pytest.mark.parametrize(("capability", "runs"), [((9, 0), False), ((8, 9), True), ((12, 0), True), ((13, 0), True)])
+def test_a_gpu_without_kernels_can_build_only(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], runs: bool
+) -> None:
+    gpu = CudaDevice(name="NVIDIA H200", compute_capability=capability, driver_version=13000)
+    monkeypatch.setattr(tensorrt_family, "find_device", lambda: gpu)
+    found = ENGINE.availability()
+    assert (found.runs, found.builds) == (runs, True)
+    assert runs or found.reason == "has nothing for NVIDIA H200 sm_90"
 
 
 def test_tensorrt_says_how_to_install_it(
