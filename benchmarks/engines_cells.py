@@ -77,9 +77,10 @@ def quantized_from_fp32(folder: Path, variant: str, path: Path, style: str | Non
     quantize_onnx(source, path, np.load(folder / CALIBRATION), options)
 
 
-def engine_cell(folder: Path, variant: str, precision: str, engine_name: str) -> Record:
+def engine_cell(folder: Path, variant: str, precision: str, engine_name: str, style: str | None = None) -> Record:
     """One file on one engine: run and compared where it runs here, built where it only builds.
 
+    ``style`` is how an int8 file is quantised, None for how this engine wants it.
     ``state`` is "ran", "built", or "not offered" where the engine lacks the precision or is not usable here.
     """
     engine = engine_named(engine_name)
@@ -88,7 +89,7 @@ def engine_cell(folder: Path, variant: str, precision: str, engine_name: str) ->
     availability = engine.availability()
     if not availability.runs and not availability.builds:
         return {"state": "not offered", "reason": str(availability.reason)}
-    path = onnx_file(folder, variant, precision, style_for_engine(precision, engine_name))
+    path = onnx_file(folder, variant, precision, style or style_for_engine(precision, engine_name))
     if not path.is_file():
         return {"failed": "its ONNX file was not written"}
     options = BuildOptions(precision=precision, batches=(1, BATCH), threads=_threads(), bundle=folder / variant)

@@ -1,50 +1,62 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, unattended: what is usable, the tests marked gpu, ResNet-50 on every engine that runs, and
-# how fast ResNet-50 and VGG-16 train before and after each policy's pruning.
+# Everything that needs a GPU, unattended and within the minutes that are given: what is usable, the tests marked gpu,
+# ResNet-50 (dense, pruned to 0.33 of the FLOPs, aligned and not, plainly narrower) at batch 1, 32 and 256 in fp32, fp16
+# and int8 on every engine that runs, and how fast networks train before and after each policy's pruning.
 #
-#   benchmarks/gpu.sh [OUT]        OUT: folder for logs and JSON (default: benchmarks/results/gpu)
+#   benchmarks/gpu.sh [OUT] [MINUTES]     OUT: folder for logs, JSON and the table (default: benchmarks/results/gpu)
+#                                         MINUTES: of the whole (default: 9.5)
 #
 # Uses the Python in $PYTHON (default: .venv/bin/python, else python3) with this package importable from the repository.
-# A part that fails is told and the next one goes on; the exit status is that of the first failure.
+# A part that fails, or takes longer than its share, is told and the next one goes on; the exit status is that of the
+# first failure. NETWORK, SIDE, BATCHES and ENGINES overrule what is measured, as options of gpu_engines.py.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/gpu}
+minutes=${2:-9.5}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 status=0
+total=$(awk -v minutes="$minutes" 'BEGIN { printf "%d", 60 * minutes }')
 
-part() { # part NAME COMMAND...
-  local name=$1
-  shift
-  echo "== $name"
-  "$@" >"$out/$name.log" 2>&1
-  local code=$?
-  tail -n 12 "$out/$name.log" | sed 's/^/   /'
-  if [ "$code" -ne 0 ]; then
-    echo "   failed with $code; all of it is in $out/$name.log"
-    [ "$status" -ne 0 ] || status=$code
-  fi
+share() { # share PERCENT OF-THE-WHOLE: as many seconds, or what is left if that is less
+  local seconds=$((total * $1 / 100)) left=$((total - SECONDS))
+  echo $((seconds < left ? seconds : left))
 }
 
-"$python" -m prune2deploy doctor --json >"$out/doctor.json" 2>/dev/null || true
-engines=$("$python" - "$out/doctor.json" <<'PYTHON'
-import json, sys
-print(*(engine["name"] for engine in json.load(open(sys.argv[1]))["engines"] if engine["runs"]))
-PYTHON
-) || engines=""
-echo "engines that run here: ${engines:-none}"
+part() { # part NAME SECONDS COMMAND...
+  local name=$1 limit=$2
+  shift 2
+  if [ "$limit" -lt 5 ]; then
+    echo "== $name: not begun, the time was over"
+    return
+  fi
+  echo "== $name (at most $limit s)"
+  local begun=$SECONDS
+  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
+  local code=$?
+  tail -n 40 "$out/$name.log" | sed 's/^/   /'
+  case $code in
+    0) echo "   done in $((SECONDS - begun)) s" ;;
+    124 | 137) echo "   ended after $limit s; what it did is in $out/$name.log" ;;
+    *) echo "   failed with $code; all of it is in $out/$name.log" ;;
+  esac
+  [ "$code" -eq 0 ] || [ "$status" -ne 0 ] || status=$code
+}
 
-part tests "$python" -m pytest -m gpu -q -p no:cacheprovider
-for engine in $engines; do
-  for batch in 1 32 256; do
-    [ "$engine" != ort-cpu ] || [ "$batch" = 1 ] || continue # minutes on a CPU, and no news
-    part "resnet50-$engine-batch$batch" "$python" benchmarks/yield_resnet50.py \
-      --engine "$engine" --batch "$batch" --out "$out/resnet50-$engine-batch$batch.json"
-  done
-done
-for precision in no bf16; do
-  part "training-speed-$precision" "$python" benchmarks/training_speed.py \
+part doctor "$(share 10)" "$python" -m prune2deploy doctor
+part tests "$(share 25)" "$python" -m pytest -m gpu -q -p no:cacheprovider tests
+# The matrix has what is left but for a share of the training; its last cell may take longer than it was given.
+matrix=$((total - SECONDS - total * 20 / 100))
+part engines $((matrix + total * 5 / 100)) "$python" benchmarks/gpu_engines.py \
+  --network "${NETWORK:-resnet50}" ${SIDE:+--side "$SIDE"} --engines "${ENGINES:-all}" --batches "${BATCHES:-32,1,256}" \
+  --minutes "$(awk -v seconds="$matrix" 'BEGIN { printf "%.2f", seconds / 60 }')" \
+  --work "$work" --out "$out/engines.json"
+for precision in bf16 no; do
+  part "training-speed-$precision" "$(share 10)" "$python" benchmarks/training_speed.py --steps 6 \
     --mixed-precision "$precision" --out "$out/training-speed-$precision.json"
 done
+echo "took $SECONDS s; logs and JSON: $out"
 exit "$status"
