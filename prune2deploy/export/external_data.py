@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import convert_model_to_external_data, write_external_data_tensors
+from onnx.external_data_helper import convert_model_to_external_data, uses_external_data, write_external_data_tensors
 
 from prune2deploy.storage import DATA_DIGEST, sha256_of_file
 
@@ -30,15 +30,20 @@ def write_onnx(model: onnx.ModelProto, path: Path, *, external: bool) -> None:
     to the data file afterwards, and holds the weights no more. The same model gives the same bytes.
     """
     if external or stored_bytes(model) > BYTES_LIMIT:
-        beside = data_path(path)
-        convert_model_to_external_data(model, location=beside.name, size_threshold=_SMALLEST_TENSOR_BYTES)
-        beside.write_bytes(b"")
-        write_external_data_tensors(model, str(path.parent))
-        metadata = {entry.key: entry.value for entry in model.metadata_props}
-        metadata[DATA_DIGEST] = sha256_of_file(beside)
-        del model.metadata_props[:]
-        onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+        _move_weights(model, data_path(path))
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _move_weights(model: onnx.ModelProto, beside: Path) -> None:
+    convert_model_to_external_data(model, location=beside.name, size_threshold=_SMALLEST_TENSOR_BYTES)
+    if not any(uses_external_data(tensor) for tensor in model.graph.initializer):
+        return
+    beside.write_bytes(b"")
+    write_external_data_tensors(model, str(beside.parent))
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata[DATA_DIGEST] = sha256_of_file(beside)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
