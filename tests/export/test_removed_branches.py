@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prune2deploy.budget.from_mask import plan_from_mask
+from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
 from prune2deploy.export.zeros import drop_added_zeros
 from prune2deploy.graph.trace import trace
@@ -38,8 +39,9 @@ def test_the_file_computes_the_pruned_network_and_adds_no_zeros(
     make: type[nn.Module], count: int, dynamic: bool, tmp_path: Path
 ) -> None:
     pruned = without_branches(make(), count)
-    export_onnx(pruned, tmp_path / "model.onnx", input_shape=SHAPE, dynamic_batch=dynamic)
-    batch = 3 if dynamic else 1
+    batch = 3
+    passes = GraphPasses(batch=None if dynamic else batch)
+    export_onnx(pruned, tmp_path / "model.onnx", input_shape=SHAPE, passes=passes)
     images = torch.randn(batch, *SHAPE)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     [logits] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
