@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 LEVELS = 128
 """Steps of int8 on one side of zero."""
 
+_TRACE = 1e-4
+
 
 def entropy_threshold(counts: NDArray[np.integer], edges: NDArray[np.floating], *, levels: int = LEVELS) -> float:
     """The largest absolute value to keep, in the unit of ``edges``.
@@ -35,8 +37,10 @@ def entropy_threshold(counts: NDArray[np.integer], edges: NDArray[np.floating], 
         coarse = np.where(filled, share[level], 0.0)
         truth[-1] += beyond[stop - 1]
         held = truth > 0
-        if not held.any() or not coarse[held].all():
+        if not coarse.any():
             continue
+        # Where nothing but larger values fall into the last bin, its probability would be zero.
+        coarse[held & (coarse == 0)] = _TRACE
         p, q = truth[held] / truth.sum(), coarse[held] / coarse.sum()
         divergence = float((p * np.log(p / q)).sum())
         if divergence < best:

@@ -15,7 +15,8 @@ class WeightLayer:
     """A convolution or matrix product with a stored weight.
 
     ``node`` is the node's name and ``weight`` the initializer's. ``channels`` is the smaller of its input and output
-    widths, all groups together; of a first layer the output's, since pictures have few channels anyway.
+    widths, all groups together; of a first layer the output's and of a last one the input's, since pictures have few
+    channels anyway, and tasks few classes.
     """
 
     node: str
@@ -59,7 +60,7 @@ def choose_nodes(graph: onnx.GraphProto, *, ends: bool) -> NodeChoice:
     stored = _stored(graph)
     nodes = {node.name: node for node in graph.node if _is_weight_layer(node, stored)}
     first, last = _ends(graph, set(nodes))
-    layers = tuple(_weight_layer(node, stored, is_first=name in first) for name, node in nodes.items())
+    layers = tuple(_weight_layer(node, stored, name in first, name in last) for name, node in nodes.items())
     chosen = set(nodes) if ends else set(nodes) - first - last
     return NodeChoice(
         layers=tuple(layer for layer in layers if layer.node in chosen),
@@ -84,9 +85,15 @@ def _is_weight_layer(node: onnx.NodeProto, stored: Mapping[str, tuple[int, ...]]
     return node.op_type == "Conv" or len(stored[node.input[1]]) == 2
 
 
-def _weight_layer(node: onnx.NodeProto, stored: Mapping[str, tuple[int, ...]], *, is_first: bool) -> WeightLayer:
+def _weight_layer(
+    node: onnx.NodeProto, stored: Mapping[str, tuple[int, ...]], is_first: bool, is_last: bool
+) -> WeightLayer:
     outgoing, incoming = _widths(node, stored[node.input[1]])
-    return WeightLayer(node=node.name, weight=node.input[1], channels=outgoing if is_first else min(outgoing, incoming))
+    if is_first == is_last:
+        channels = max(outgoing, incoming) if is_first else min(outgoing, incoming)
+    else:
+        channels = outgoing if is_first else incoming
+    return WeightLayer(node=node.name, weight=node.input[1], channels=channels)
 
 
 def _widths(node: onnx.NodeProto, shape: tuple[int, ...]) -> tuple[int, int]:
