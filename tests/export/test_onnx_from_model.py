@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prune2deploy.errors import ModelError, ParityError, StorageError
 from prune2deploy.export.graph_passes import GraphPasses
-from prune2deploy.export.onnx_from_model import ExportedFile, export_onnx, refuse_beyond_one_file
+from prune2deploy.export.onnx_from_model import ExportedFile, export_onnx
 
 SHAPE = (3, 12, 12)
 
@@ -129,7 +129,8 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_a_static_export_has_a_batch_of_one(tmp_path: Path) -> None:
-    file = export_onnx(tiny_net(), tmp_path / "net.onnx", input_shape=SHAPE, dynamic_batch=False)
+    passes = GraphPasses(batch=1)
+    file = export_onnx(tiny_net(), tmp_path / "net.onnx", input_shape=SHAPE, passes=passes)
     sizes = onnx.load(file.path).graph.input[0].type.tensor_type.shape.dim
     assert [size.dim_value for size in sizes] == [1, *SHAPE]
 
@@ -227,10 +228,3 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(StorageError, match="No space left"):
         export_onnx(tiny_net(), tmp_path / "net.onnx", input_shape=SHAPE)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_larger_than_one_onnx_file_is_refused() -> None:
-    with torch.device("meta"):
-        network = nn.Linear(30_000, 20_000)
-    with pytest.raises(ModelError, match=r"2\.4 GB"):
-        refuse_beyond_one_file(network)
