@@ -97,6 +97,11 @@ def export_onnx(
             if gate is not None:
                 task.describe("comparing with the model")
                 parity_max_error = gate(partial)
+    return described(path, proto, precision=precision, parity_max_error=parity_max_error)
+
+
+def described(path: Path, proto: onnx.ModelProto, *, precision: str, parity_max_error: float | None) -> ExportedFile:
+    """What the file at ``path`` is, which was written of ``proto``."""
     return ExportedFile(
         path=path,
         sha256=sha256_of_file(path),
