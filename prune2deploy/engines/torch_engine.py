@@ -31,13 +31,12 @@ _NAMES: Mapping[Mode, str] = {"eager": "torch", "compile": "torch-compile", "cud
 # Each variant, copy and batch size of a benchmark is one more compilation of the same code.
 _MOST_COMPILATIONS = 256
 _RUNS_BEFORE_CAPTURE = 3
-# Keys of an ONNX file's metadata that say what was built into its graph, with their values where nothing was.
-_NOTHING_BUILT_IN: Mapping[str, tuple[object, ...]] = {
-    "normalize": (None,),
-    "softmax": (False, None),
-    "top_k": (None,),
-    "input_format": ("nchw", None),
-    "source_size": (None,),
+# What an ONNX file's metadata says was built into its graph: the option that did it, and its value where nothing was.
+_BUILT_IN: Mapping[str, tuple[str, object]] = {
+    "input_format": ("--input", "nchw"),
+    "normalize": ("--normalize", None),
+    "softmax": ("--softmax", False),
+    "top_k": ("--top-k", None),
 }
 
 
@@ -352,18 +351,12 @@ def _refuse_what_is_built_in(engine: str, file: OnnxFile) -> None:
     Raises:
         InputError: normalisation, softmax, another input format or the like is built into the graph.
     """
-    for key, nothing in _NOTHING_BUILT_IN.items():
-        if key not in file.metadata:
-            continue
-        try:
-            value = json.loads(file.metadata[key])
-        except ValueError:
-            value = file.metadata[key]
-        if value not in nothing:
+    for key, (option, nothing) in _BUILT_IN.items():
+        if json.loads(file.metadata.get(key, json.dumps(nothing))) != nothing:
             raise InputError(
-                f"has {key.replace('_', ' ')} built into its graph, and {engine} runs the bundle, which has not",
+                f"was exported with {option}, and {engine} runs the bundle, which has nothing of it built in",
                 where=str(file.path),
-                hint=f"export again without --{key.replace('_', '-')}, or name another --engine",
+                hint=f"export again without {option}, or name another --engine",
             )
 
 

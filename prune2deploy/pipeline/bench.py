@@ -10,7 +10,7 @@ from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import BenchResult, write_result
 from prune2deploy.bench.subjects import BenchOptions, Subject
 from prune2deploy.bench.subjects import BenchRequest as Measurement
-from prune2deploy.engines.onnx_file import read_onnx_file
+from prune2deploy.engines.onnx_file import read_onnx_file, require_precision, stored_precision
 from prune2deploy.errors import InputError
 from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
@@ -26,16 +26,18 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
     The result of a run lies in its ``bench`` folder; that of bare ONNX files in ``request.out``, if given.
 
     Raises:
-        EngineError: the engine is not usable here.
-        InputError: a file is missing or no ONNX file.
+        EngineError: the engine is not usable here, or computes no layer in the precision that is to be measured.
+        InputError: a file is missing, no ONNX file or of another precision, or the engine lacks the precision.
         ParityError: an engine does not compute what its model computes; nothing was timed.
     """
-    engine = usable_engine(request.engine)
     if request.onnx_files:
-        subjects, evaluation, folder = _bare_subjects(request.onnx_files), None, request.out
+        subjects, evaluation, folder = _bare_subjects(request.onnx_files, request.precisions), None, request.out
+        engine = usable_engine(request.engine, [subject.precision for subject in subjects])
     else:
-        run = exported_run(request.run, request.precisions, progress)
-        subjects = _run_subjects(run, request.precisions)
+        precisions = request.precisions or ("fp32",)
+        engine = usable_engine(request.engine, precisions)
+        run = exported_run(request.run, precisions, progress, engine=engine.name)
+        subjects = _run_subjects(run, precisions)
         evaluation, folder = run.evaluation_path, request.out or run.bench_path
     measurement = Measurement(
         subjects=subjects,
@@ -85,21 +87,37 @@ def _run_subjects(run: RunFolder, precisions: tuple[str, ...]) -> tuple[Subject,
             parameters_fraction=variant.parameters / dense.parameters if dense is not None else None,
             accuracy=variant.accuracy,
             trained=variant.accuracy is not None or run.manifest.data is None,
+            bundle=run.bundle_path(variant.name),
+            agreement=variant.onnx[precision].checks.get("agreement"),
         )
         for precision in precisions
         for variant in run.manifest.variants.values()
     )
 
 
-def _bare_subjects(files: tuple[Path, ...]) -> tuple[Subject, ...]:
+def _bare_subjects(files: tuple[Path, ...], precisions: tuple[str, ...] | None) -> tuple[Subject, ...]:
+    """Files by name, each at its own precision unless one is asked for, which must then be theirs."""
+    if precisions is not None and len(precisions) > 1:
+        raise InputError(
+            "files are measured at one precision each",
+            where=f"--precision {','.join(precisions)}",
+            hint="leave it out: every file states its own",
+        )
     read = [read_onnx_file(file) for file in files]
+    for file in read:
+        require_precision(file, precisions[0] if precisions else stored_precision(file) or "fp32")
     stems = [file.stem for file in files]
     names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError("is named twice", where=twice, hint="name each file once; the first is the base")
     return tuple(
-        Subject(variant=name, precision="fp32", onnx_path=file.path, sha256=file.sha256)
+        Subject(
+            variant=name,
+            precision=precisions[0] if precisions else stored_precision(file) or "fp32",
+            onnx_path=file.path,
+            sha256=file.sha256,
+        )
         for name, file in zip(names, read, strict=True)
     )
 

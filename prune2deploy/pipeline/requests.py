@@ -229,6 +229,7 @@ class BuildRequest:
 class BenchRequest:
     """``p2d bench``: time the variants of ``run``, or the files of ``onnx_files``, of which the first is the base.
 
+    ``precisions`` None is fp32 for a run, and for each file its own; tf32 has to be asked for.
     ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply. ``max_seconds``
     bounds the whole measurement. ``builds`` None lets the protocol decide.
     """
@@ -236,7 +237,7 @@ class BenchRequest:
     run: Path | None = None
     onnx_files: tuple[Path, ...] = ()
     engine: str = "auto"
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] | None = None
     batches: tuple[int, ...] = (1, 32)
     threads: int | None = None
     builds: int | None = None

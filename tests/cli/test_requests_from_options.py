@@ -134,6 +134,11 @@ def test_options_of_a_method_become_fields_of_its_record(asked, typed, fields):
     assert (request.pruning.targets is None) == ("--flops" not in typed)
 
 
+def test_bench_takes_precisions_or_leaves_them_to_the_files(asked):
+    assert asked("bench", "--precision", "int8,fp32").precisions == ("fp32", "int8")
+    assert asked("bench").precisions is None
+
+
 def test_bench_takes_files_claims_and_limits(asked, tmp_path):
     files = [tmp_path / "dense.onnx", tmp_path / "other.onnx"]
     for file in files:

@@ -149,15 +149,20 @@ def test_a_bare_onnx_file_is_refused_with_what_to_do(onnx_file) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "option"),
-    [("normalize", "[[0.5], [0.2]]", "--normalize"), ("softmax", "true", "--softmax"), ("top_k", "5", "--top-k")],
+    [
+        ("normalize", "[[0.5], [0.2]]", "--normalize"),
+        ("softmax", "true", "--softmax"),
+        ("top_k", "5", "--top-k"),
+        ("input_format", '"uint8-nhwc"', "--input"),
+    ],
 )
 def test_a_file_that_does_more_than_the_module_is_refused(onnx_file, bundle, key: str, value: str, option: str) -> None:
-    with pytest.raises(InputError, match=f"built into its graph.*export again without {option}"):
+    with pytest.raises(InputError, match=f"was exported with {option}, .*; export again without {option}, or"):
         EAGER.build(onnx_file(**{key: value}), BuildOptions(bundle=bundle))
 
 
 def test_passes_that_were_not_asked_for_are_no_hindrance(onnx_file, bundle) -> None:
-    path = onnx_file(normalize="null", softmax="false", top_k="null", input_format="nchw")
+    path = onnx_file(normalize="null", softmax="false", top_k="null", input_format='"nchw"')
     EAGER.build(path, BuildOptions(bundle=bundle)).close()
 
 

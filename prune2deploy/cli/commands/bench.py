@@ -8,6 +8,7 @@ import typer
 
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
+from prune2deploy.cli.options import listed
 from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, known
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
@@ -26,7 +27,17 @@ def bench(
         ),
     ] = None,
     engine: options.Engine = "auto",
-    precision: options.Precision = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="NAMES",
+            rich_help_panel=_PANEL,
+            help=listed("Precisions, comma-separated", PRECISIONS)
+            + " Default: fp32 for a run, for each ONNX file its own.",
+            show_default=False,
+        ),
+    ] = None,
     batch: options.Batch = "1,32",
     threads: options.Threads = None,
     builds: Annotated[
@@ -70,7 +81,7 @@ def bench(
         run=run,
         onnx_files=onnx_files,
         engine=known(engine, ENGINES, where="--engine"),
-        precisions=values.names("--precision", precision, PRECISIONS),
+        precisions=None if precision is None else values.names("--precision", precision, PRECISIONS),
         batches=values.counts("--batch", batch),
         threads=threads,
         builds=builds,
