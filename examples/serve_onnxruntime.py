@@ -1,6 +1,9 @@
-"""Classify one image with a file that ``p2d export --normalize --softmax`` wrote. Needs onnxruntime, NumPy and Pillow.
+"""Classify images with a file that ``p2d export`` wrote. Needs onnxruntime, NumPy and Pillow.
 
-python serve_onnxruntime.py p2d-runs/latest/onnx/pruned-fp32.onnx photo.jpg
+python serve_onnxruntime.py p2d-runs/latest/onnx/pruned-fp32.onnx photo.jpg ...
+
+With ``--input uint8-nhwc --softmax --top-k 5`` the file does all but decoding; with ``--normalize --softmax`` it
+takes float images.
 """
 
 import json
@@ -11,21 +14,24 @@ import onnxruntime
 from PIL import Image
 
 
-def main(model_path: str, image_path: str) -> None:
-    """Print the five most probable classes."""
+def main(model_path: str, *image_paths: str) -> None:
+    """Print the most probable classes of each image, at most five."""
     session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     (model_input,) = session.get_inputs()
-    _, channels, height, width = model_input.shape
+    takes_bytes = model_input.type == "tensor(uint8)"
+    height, width, channels = model_input.shape[1:] if takes_bytes else np.roll(model_input.shape[1:], -1)
 
-    image = Image.open(image_path).convert("L" if channels == 1 else "RGB").resize((width, height))
-    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels) / 255
-    batch = pixels.transpose(2, 0, 1)[np.newaxis]  # (1, channels, height, width), in [0, 1]
+    opened = [Image.open(path).convert("L" if channels == 1 else "RGB") for path in image_paths]
+    images = np.stack([np.asarray(image.resize((width, height))).reshape(height, width, channels) for image in opened])
+    if not takes_bytes:
+        images = images.transpose(0, 3, 1, 2).astype(np.float32) / 255  # (images, channels, height, width), in [0, 1]
 
-    (probabilities,) = session.run(None, {model_input.name: batch})
+    scores, *rest = session.run(None, {model_input.name: images})
+    classes = rest[0] if rest else np.argsort(-scores)[:, :5]
+    scores = scores if rest else np.take_along_axis(scores, classes, axis=1)
     names = json.loads(session.get_modelmeta().custom_metadata_map.get("class_names", "[]"))
-    for index in np.argsort(-probabilities[0])[:5]:
-        name = names[index] if len(names) == probabilities.shape[1] else f"class {index}"
-        print(f"{probabilities[0, index]:6.1%}  {name}")
+    for index, score in zip(classes.ravel(), scores.ravel(), strict=True):
+        print(f"{score:6.1%}  {names[index] if names else f'class {index}'}")
 
 
 if __name__ == "__main__":

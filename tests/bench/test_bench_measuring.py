@@ -246,6 +246,18 @@ def test_real_inputs_are_used_where_they_fit_and_cast_to_what_the_network_takes(
     assert np.all(found == 7)
 
 
+def test_bytes_are_real_images_where_these_are_bytes_and_any_byte_otherwise() -> None:
+    (info,) = [TensorInfo(name="x", dtype="uint8", shape=(None, 16, 16, 3))]
+    real = np.full((5, 16, 16, 3), 7, dtype=np.uint8)
+    found = input_buffers([info], batch=2, seed=0, real_inputs=real, where="f")[0]["x"]
+    assert found.dtype == np.uint8
+    assert np.all(found == 7)
+    for unfit in (None, real.astype(np.float32), real[:, :8]):
+        made = input_buffers([info], batch=2, seed=0, real_inputs=unfit, where="f")[0]["x"]
+        assert made.dtype == np.uint8
+        assert (made.min(), made.max()) == (0, 255)
+
+
 def test_few_buffers_are_made_of_large_inputs() -> None:
     infos = [TensorInfo(name="x", dtype="uint8", shape=(None, 3, 8000, 8000))]
     assert len(input_buffers(infos, batch=1, seed=0, real_inputs=None, where="f")) == 1

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.engines.onnx_file import read_onnx_file, require_precision, stored_precision
 from prune2deploy.errors import InputError
+from prune2deploy.storage import DATA_DIGEST, sha256_of_file
 
 
 def test_it_tells_the_interface_the_operators_and_the_metadata(write_network) -> None:
@@ -94,3 +96,68 @@ def test_a_file_states_its_own_precision(write_network, write_quantised, write_n
     require_precision(bare, "bf16")
     with pytest.raises(InputError, match="its weights are no weights at all, so it cannot be run as int8"):
         require_precision(bare, "int8")
+
+
+@pytest.fixture
+def pair(write_network, tmp_path: Path) -> Path:
+    """A network with its kernels in ``weights.bin``, as other exporters write them: without a digest."""
+    path = tmp_path / "pair.onnx"
+    proto = onnx.load(write_network())
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=100)
+    return path
+
+
+def test_weights_beside_the_file_count_in_size_digest_and_precision(pair: Path) -> None:
+    file = read_onnx_file(pair)
+    weights = pair.with_name("weights.bin")
+    assert file.data_files == (weights,)
+    assert file.bytes_total == pair.stat().st_size + weights.stat().st_size
+    assert file.weights_by_precision == {"fp32": 16 * 3 + 16 * 5}
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert read_onnx_file(pair).sha256 != file.sha256
+
+
+def test_missing_weights_are_named(pair: Path) -> None:
+    pair.with_name("weights.bin").unlink()
+    with pytest.raises(InputError, match=r"pair\.onnx: its weights lie in weights\.bin, which is not there; keep both"):
+        read_onnx_file(pair)
+
+
+def test_truncated_weights_are_refused(pair: Path) -> None:
+    weights = pair.with_name("weights.bin")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4])
+    said = rf"weights\.bin is truncated: its weights take {len(content)} bytes, and it holds {len(content) - 4}"
+    with pytest.raises(InputError, match=said):
+        read_onnx_file(pair)
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", ""])
+def test_weights_outside_the_folder_are_not_read(pair: Path, location: str) -> None:
+    proto = onnx.load(pair, load_external_data=False)
+    (place,) = (entry for entry in proto.graph.initializer[0].external_data if entry.key == "location")
+    place.value = location
+    pair.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="outside its folder"):
+        read_onnx_file(pair)
+
+
+def test_a_place_that_is_no_number_is_refused(pair: Path) -> None:
+    proto = onnx.load(pair, load_external_data=False)
+    (place,) = (entry for entry in proto.graph.initializer[0].external_data if entry.key == "offset")
+    place.value = "-5"
+    pair.write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="does not say where 'kernel' lies"):
+        read_onnx_file(pair)
+
+
+def test_weights_of_another_export_are_found_by_the_digest_in_the_file(pair: Path) -> None:
+    weights = pair.with_name("weights.bin")
+    proto = onnx.load(pair, load_external_data=False)
+    helper.set_model_props(proto, {DATA_DIGEST: sha256_of_file(weights)})
+    pair.write_bytes(proto.SerializeToString())
+    assert read_onnx_file(pair).sha256 == sha256_of_file(pair)
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    with pytest.raises(InputError, match=r"weights\.bin does not hold the weights that it was written with"):
+        read_onnx_file(pair)

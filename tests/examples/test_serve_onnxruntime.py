@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnxruntime.py"
@@ -37,17 +37,17 @@ class NearestMean(nn.Module):
         return self.scores(images.flatten(1))
 
 
-def exported(folder: Path, channels: int, metadata: dict[str, str]) -> Path:
+def exported(folder: Path, channels: int, metadata: dict[str, str], **others: object) -> Path:
     path = folder / "digits.onnx"
-    passes = GraphPasses(normalize=((MEAN,) * channels, (DEVIATION,) * channels), softmax=True)
+    passes = GraphPasses(normalize=((MEAN,) * channels, (DEVIATION,) * channels), softmax=True, **others)
     export_onnx(NearestMean(channels), path, input_shape=(channels, 8, 8), passes=passes, metadata=metadata)
     return path
 
 
-def served(model: Path, image: Path) -> list[tuple[float, str]]:
+def served(model: Path, *images: Path) -> list[tuple[float, str]]:
     """Probability and name of each line that the example prints."""
     output = subprocess.run(
-        [sys.executable, str(EXAMPLE), str(model), str(image)], capture_output=True, text=True, check=True
+        [sys.executable, str(EXAMPLE), str(model), *map(str, images)], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split("%  ") for line in output.splitlines()]
     return [(float(percent) / 100, name) for percent, name in rows]
@@ -80,3 +80,25 @@ def test_a_colour_network_without_class_names_is_served_by_number(tmp_path: Path
     image, _ = picture_of(4, tmp_path)
     answers = served(exported(tmp_path, 3, {}), image)
     assert answers[0][1] == "class 4"
+
+
+@pytest.mark.parametrize("size", [None, (16, 24)], ids=["own size", "resized in the file"])
+def test_a_file_that_takes_bytes_is_only_given_what_was_decoded(size: tuple[int, int] | None, tmp_path: Path) -> None:
+    model = exported(
+        tmp_path, 1, {"class_names": json.dumps(CLASS_NAMES)}, top_k=3, input_format=BYTE_IMAGES, source_size=size
+    )
+    pictures = [picture_of(digit, tmp_path) for digit in (0, 6)]
+    answers = served(model, *(image for image, _ in pictures))
+    assert [name for _, name in answers[::3]] == ["zero", "six"]
+    assert len(answers) == 6
+    if size is None:
+        batch = torch.from_numpy((pictures[1][1].astype(np.float32) / 255 - MEAN) / DEVIATION)[None, None]
+        with torch.inference_mode():
+            expected = NearestMean(1)(batch).softmax(dim=1)[0, 6].item()
+        assert answers[3][0] == pytest.approx(expected, abs=0.001)
+
+
+def test_several_images_are_served_at_once_by_a_file_that_takes_floats(tmp_path: Path) -> None:
+    model = exported(tmp_path, 1, {"class_names": json.dumps(CLASS_NAMES)})
+    answers = served(model, *(picture_of(digit, tmp_path)[0] for digit in (0, 6, 4)))
+    assert [name for _, name in answers[::5]] == ["zero", "six", "four"]

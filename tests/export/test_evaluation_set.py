@@ -13,7 +13,7 @@ from prune2deploy.errors import DataError, ModelError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export import evaluation_set
 from prune2deploy.export.evaluation_set import make_evaluation_set
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
 
 SHAPE = (2, 4, 4)
 
@@ -88,6 +88,29 @@ def test_built_in_normalization_stores_images_and_references_what_the_model_saw(
     np.testing.assert_allclose((built_in.inputs - shift) / scale, plain.inputs, rtol=1e-4, atol=1e-5)
     expected = torch.from_numpy(plain.references["dense"]).softmax(1).numpy()
     np.testing.assert_allclose(built_in.references["dense"], expected, rtol=1e-4)
+
+
+def test_bytes_are_stored_for_files_that_take_them_and_references_are_of_these_bytes(tmp_path: Path) -> None:
+    mean, std = (0.3, 0.6), (0.2, 0.4)
+    passes = GraphPasses(normalize=(mean, std), input_format=BYTE_IMAGES, source_size=(7, 6), softmax=True, top_k=2)
+    made = make_evaluation_set({"dense": classifier()}, samples(20), input_shape=SHAPE, references=5, passes=passes)
+    assert (made.inputs.dtype, made.inputs.shape) == (np.uint8, (20, 7, 6, 2))
+    images = torch.from_numpy(made.inputs[:5]).permute(0, 3, 1, 2).float()
+    images = torch.nn.functional.interpolate(images, SHAPE[1:], mode="bilinear") / 255
+    columns = (torch.tensor(values).view(2, 1, 1) for values in (mean, std))
+    shift, scale = columns
+    with torch.no_grad():
+        best = classifier().eval()((images - shift) / scale).softmax(1).topk(2, dim=1).values
+    np.testing.assert_allclose(made.references["dense"], best.numpy(), rtol=1e-4)
+    made.save(tmp_path / "evaluation.npz")
+    np.testing.assert_array_equal(EvaluationSet.load(tmp_path / "evaluation.npz").inputs, made.inputs)
+
+
+def test_memory_is_bounded_where_the_file_takes_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_set, "_BYTES_LIMIT", 10 * 20 * 30 * 2)
+    passes = GraphPasses(normalize=((0.5,) * 2, (0.5,) * 2), input_format=BYTE_IMAGES, source_size=(20, 30))
+    made = make_evaluation_set({}, samples(50), input_shape=SHAPE, passes=passes)
+    assert made.inputs.shape == (10, 20, 30, 2)
 
 
 def test_it_comes_back_from_disk_unchanged(tmp_path: Path) -> None:
