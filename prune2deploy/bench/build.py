@@ -17,7 +17,7 @@ from prune2deploy.bench.subjects import BenchRequest
 from prune2deploy.bench.timing import collection_paused, iterations_for, time_block, warm_up
 from prune2deploy.engines.accuracy import engine_accuracy
 from prune2deploy.engines.census import Census, require_layers_of
-from prune2deploy.engines.engine import Array, BuildOptions, BuiltEngine, Engine
+from prune2deploy.engines.engine import Array, BuildOptions, BuiltEngine, Engine, TensorRTOptions
 from prune2deploy.evaluation import EvaluationSet
 
 MINIMUM_ROUNDS = 3
@@ -120,6 +120,8 @@ def _build_all(
             threads=request.options.threads,
             cache=None,
             bundle=subject.bundle,
+            # Builds that share what earlier ones measured differ less than builds do.
+            tensorrt=TensorRTOptions(timing_cache=False),
         )
         begun = time.monotonic()
         ready = engine.build(subject.onnx_path, options)
