@@ -58,7 +58,9 @@ class LayerCost:
 
 
 def layer_costs(source: onnx.ModelProto | Path, batch: int = 1) -> tuple[LayerCost, ...]:
-    """Every layer that costs FLOPs, in the file's order; those of subgraphs (If, Loop) are not seen.
+    """Every layer that costs FLOPs, in the file's order.
+
+    What lies in subgraphs (If, Loop) and in operators of several products (Attention, LSTM) is not seen.
 
     ``batch`` takes the place of a free batch dimension; one that the file fixes stays. External weights are not read.
 

@@ -23,14 +23,13 @@ def run_build(request: BuildRequest, progress: Progress = SILENT) -> BuildOutcom
     """
     engine = _builder(request.engine, request.precisions)
     _require_precisions(engine, request.precisions)
-    run = exported_run(request.run, request.precisions, progress)
+    run = exported_run(request.run, request.precisions, progress, engine=engine.name)
     jobs = [(variant, precision) for variant in run.manifest.variants.values() for precision in request.precisions]
     files = []
     with progress.task(f"building {engine.name} engines", total=len(jobs)) as task:
         for variant, precision in jobs:
             task.describe(f"{variant.name} {precision}")
             summary = _built(request, engine, run, variant, precision, progress)
-            census = summary.details.get("census")
             files.append(
                 EngineFile(
                     variant=variant.name,
@@ -39,12 +38,21 @@ def run_build(request: BuildRequest, progress: Progress = SILENT) -> BuildOutcom
                     file=summary.file,
                     bytes_total=summary.bytes_total,
                     build_seconds=summary.build_seconds,
-                    computes=Census.from_document(census).in_words() if census else "",
+                    computes=_census_in_words(summary),
                     reused=summary.reused,
                 )
             )
             task.advance()
     return BuildOutcome(run=run.path, files=tuple(files), notes=tuple(_notes(files)))
+
+
+def _census_in_words(summary: BuildSummary) -> str:
+    """What the engine computes in; it is the file that says so where the engine cannot be loaded here."""
+    document = summary.details.get("census")
+    if not document:
+        return ""
+    census = Census.from_document(document)
+    return f"{census.in_words()}, by the file" if census.origin == "file" else census.in_words()
 
 
 def _built(
