@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -154,6 +155,26 @@ def test_an_operator_it_lacks_is_named_with_its_node(write_nodes, node: dict, sa
         ENGINE.build_file(path, tmp_path / "out" / "net.engine", BuildOptions())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_beside_the_file_are_built_in_and_missed_when_they_are_gone(write_network, tmp_path: Path) -> None:
+    path = tmp_path / "beside" / "net.onnx"
+    path.parent.mkdir()
+    onnx.save_model(onnx.load(write_network()), path, save_as_external_data=True, location="net.data", size_threshold=0)
+    first = ENGINE.build_file(path, tmp_path / "net.engine", BuildOptions())
+    assert first.details["layers_by_type"]["CONVOLUTION"] == 1
+    data = path.with_name("net.data")
+    content = data.read_bytes()
+    # Other weights of the same size are another network, though the file itself is the same.
+    data.write_bytes(bytes(len(content)))
+    assert not ENGINE.build_file(path, tmp_path / "net.engine", BuildOptions()).reused
+    data.write_bytes(content[:-4])
+    with pytest.raises(InputError, match=r"net\.data is truncated"):
+        ENGINE.build_file(path, tmp_path / "other.engine", BuildOptions())
+    data.unlink()
+    with pytest.raises(InputError, match=r"its weights lie in net\.data, which is not there"):
+        ENGINE.build_file(path, tmp_path / "other.engine", BuildOptions())
+    assert not (tmp_path / "other.engine").exists()
 
 
 def test_a_dynamic_image_size_is_refused(tmp_path: Path) -> None:
