@@ -3,17 +3,18 @@
     python benchmarks/gpu_engines.py --minutes 6 --out benchmarks/results/gpu/engines.json
     python benchmarks/gpu_engines.py --network resnet18 --side 64 --engines ort-cpu,torch --batches 1 --minutes 3
 
-Written for a machine that is there for minutes: networks are made and exported once, then one cell (a batch size, a
-precision, an engine) after the other is measured by ``p2d bench``'s own protocol, at most ``--seconds`` each; none
-begins after ``--minutes``, and the most telling come first. What cannot be measured is a line with its reason. An
-engine that computes on the CPU is timed at a batch of 1 only where a GPU engine runs too. Every record is written as
-it comes.
+Written for a machine that is there for minutes: networks are made and exported once, then one cell (an engine at a
+precision) after the other is measured by ``p2d bench``'s own protocol, at about ``--seconds`` for each batch size; none
+begins after ``--minutes``. What cannot be measured is a line with its reason. ``torch-compile`` comes last, a batch
+size at a time, since compiling takes longer than measuring. An engine that computes on the CPU is timed at a batch of
+1 only where a GPU engine runs too. Every record is written as it comes.
 """
 
 import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ from prune2deploy.storage import sha256_of_file, write_json
 
 RESULT = Path(__file__).parent / "results" / "gpu_engines.json"
 VARIANTS = ("dense", "pruned", "pruned-unaligned", "reduced")
-_CPU_BATCH = 1
+_CPU_BATCHES = (1,)
+_COMPILED = "torch-compile"
+# How much longer it may take than the others: each variant is compiled, for seconds to a minute.
+_COMPILING = 5
 _BUILDS = 3
 _FEWEST_SECONDS = 10.0
 
@@ -102,21 +106,37 @@ class Matrix:
         if "failed" in network:
             print(f"{arguments.network}: {network['failed']}")
             return
-        for batch in map(int, arguments.batches.split(",")):
-            for precision in arguments.precisions.split(","):
-                for engine in self._engines:
-                    if precision in engine_named(engine).precisions and self._is_worth_it(engine, batch):
-                        self._keep(f"{engine}/{precision}/{batch}", self._cell(engine, precision, batch))
+        for engine, precision, batches in self._cells():
+            record = self._cell(engine, precision, batches)
+            self._keep(f"{engine}/{precision}/{','.join(map(str, batches))}", record)
+            if "failed" in record and len(batches) > 1:
+                # One batch size may be too much for it.
+                for batch in batches:
+                    self._keep(f"{engine}/{precision}/{batch}", self._cell(engine, precision, (batch,)))
 
     def end(self) -> None:
         """End the process that exports."""
         self._process.end()
 
-    def _is_worth_it(self, engine: str, batch: int) -> bool:
+    def _cells(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Engine, precision and the batch sizes that share its processes; what must be compiled first comes last."""
+        batches = tuple(map(int, self._arguments.batches.split(",")))
         states = self.document["engines"]
-        return batch == _CPU_BATCH or _on_gpu(states[engine]) or not any(_on_gpu(states[one]) for one in self._engines)
+        with_gpu = any(_on_gpu(states[engine]) for engine in self._engines)
+        compiled = [engine for engine in self._engines if engine == _COMPILED]
+        for engines, groups in (
+            ([engine for engine in self._engines if engine != _COMPILED], [batches]),
+            (compiled, [(batch,) for batch in batches]),
+        ):
+            for group in groups:
+                for precision in self._arguments.precisions.split(","):
+                    for engine in engines:
+                        # Large batches take minutes on a CPU, and bring no news where there is a GPU.
+                        taken = group if _on_gpu(states[engine]) or not with_gpu else _CPU_BATCHES
+                        if precision in engine_named(engine).precisions:
+                            yield engine, precision, taken
 
-    def _cell(self, engine: str, precision: str, batch: int) -> dict[str, Any]:
+    def _cell(self, engine: str, precision: str, batches: tuple[int, ...]) -> dict[str, Any]:
         if self._seconds_left() < _FEWEST_SECONDS:
             return {"failed": "not begun: the time was over"}
         begun = time.monotonic()
@@ -127,12 +147,12 @@ class Matrix:
         request = BenchRequest(
             subjects=tuple(self._subject(variant, precision, engine, costs) for variant in VARIANTS),
             engine=engine,
-            batches=(batch,),
+            batches=batches,
             evaluation=self._folder / EVALUATION,
             options=BenchOptions(
                 threads=1 if _on_gpu(self.document["engines"][engine]) else self._cpu_threads,
                 builds=_BUILDS,
-                max_seconds=min(self._arguments.seconds, max(self._seconds_left(), _FEWEST_SECONDS)),
+                max_seconds=min(self._seconds_of(engine, batches), max(self._seconds_left(), _FEWEST_SECONDS)),
             ),
         )
         try:
@@ -141,6 +161,10 @@ class Matrix:
             return {"failed": " ".join(str(error).split())}
         kept = {name: result[name] for name in ("rows", "controls", "notes")}
         return {**kept, "seconds": time.monotonic() - begun}
+
+    def _seconds_of(self, engine: str, batches: tuple[int, ...]) -> float:
+        factor = _COMPILING if engine == _COMPILED else len(batches)
+        return factor * float(self._arguments.seconds)
 
     def _subject(self, variant: str, precision: str, engine: str, costs: dict[str, Any]) -> Subject:
         path = onnx_file(self._folder, variant, precision, style_for_engine(precision, engine))
@@ -190,7 +214,8 @@ def line_of(record: dict[str, Any]) -> str:
     """One cell in a line."""
     if "failed" in record:
         return str(record["failed"])
-    return ", ".join(f"{row['variant']} {_milliseconds(row)}{_speedup(row, ' ({})')}" for row in record["rows"])
+    shown = (f"{row['variant']} {_milliseconds(row)}{_speedup(row, ' ({})')}" for row in record["rows"])
+    return f"{', '.join(shown)}; {record['seconds']:.0f} s"
 
 
 def table(document: dict[str, Any]) -> list[str]:
@@ -201,15 +226,16 @@ def table(document: dict[str, Any]) -> list[str]:
         "|" + "---|" * (4 + len(others)),
     ]
     for key, record in document["cells"].items():
-        engine, precision, batch = key.split("/")
+        engine, precision, batches = key.split("/")
         if "failed" in record:
-            shown = [record["failed"], *("" for _ in others)]
-        else:
-            rows = {row["variant"]: row for row in record["rows"]}
-            control = next((one["passed"] for one in record["controls"]), None)
-            dense = _milliseconds(rows["dense"]) + ("" if control in (True, None) else " (control failed)")
+            lines.append(f"| {engine} | {precision} | {batches} | {record['failed']} |" + " |" * len(others))
+            continue
+        for batch in map(int, batches.split(",")):
+            rows = {row["variant"]: row for row in record["rows"] if row["batch"] == batch}
+            control = next((one["passed"] for one in record["controls"] if one["batch"] == batch), None)
+            dense = _milliseconds(rows["dense"]) + (" (control failed)" if control is False else "")
             shown = [dense, *(_speedup(rows[name], "{}") for name in others)]
-        lines.append(f"| {engine} | {precision} | {batch} | " + " | ".join(shown) + " |")
+            lines.append(f"| {engine} | {precision} | {batch} | " + " | ".join(shown) + " |")
     return lines
 
 
