@@ -167,6 +167,23 @@ def test_bench_takes_files_claims_and_limits(asked, tmp_path):
         (("inspect", "resnet20", "--scope", "inside-blocks"), {"subject": "resnet20", "scope": "inside-blocks"}),
         (("inspect", "resnet20", "--backend", "module"), {"subject": "resnet20", "backend": "module"}),
         (("export", "run", "--normalize", "--softmax"), {"run": Path("run"), "normalize": True, "softmax": True}),
+        (
+            ("export", "--precision", "int8,fp16", "--input", "uint8-nhwc@480x640", "--top-k", "5", "--batch", "8"),
+            {"precisions": ("fp16", "int8"), "input_format": "uint8-nhwc", "source_size": (480, 640), "top_k": 5}
+            | {"batch": 8, "io_precision": "fp32", "external_data": False, "engine": None, "max_drop": None},
+        ),
+        (
+            ("export", "--io-precision", "same", "--external-data", "--check-engine", "--engine", "ort-cpu"),
+            {"io_precision": "same", "external_data": True, "check_engine": True, "engine": "ort-cpu", "batch": None},
+        ),
+        (
+            (
+                *("export", "--data", "digits", "--calibration", "entropy", "--calibration-images", "64"),
+                *("--float-ends", "--max-drop", "0.5", "--min-agreement", "0.95"),
+            ),
+            {"data": "digits", "calibration": "entropy", "calibration_images": 64, "quantize_ends": False}
+            | {"max_drop": 0.5, "min_agreement": 0.95},
+        ),
         (("build", "--engine", "trt-rtx"), {"run": None, "engine": "trt-rtx", "batches": (1, 32), "ranges": ()}),
         (
             (
