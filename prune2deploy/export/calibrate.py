@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from prune2deploy.errors import DataError, InputError
+from prune2deploy.errors import DataError, InputError, StorageError
 from prune2deploy.export.entropy import LEVELS, entropy_threshold
 from prune2deploy.progress import SILENT, Progress, Task
 
 METHODS = ("minmax", "entropy", "percentile")
 _BATCH = 8
-# Histograms take every activation out of the network; a batch of them must fit beside all else.
+# Histograms take every activation out of the network; those of a batch must fit beside all else.
 _ACTIVATION_BYTES = 256 * 2**20
 _PERCENTILE = 99.999
 
@@ -64,27 +64,30 @@ def activation_ranges(
     """Ranges of what ``operators`` read and write, as ONNX Runtime's quantizer takes them (``TensorsData``).
 
     ``images`` (N, ...) are what the network's only input takes. ``method``: "minmax" is the largest value seen,
-    "percentile" leaves out 0.001% of the values, "entropy" takes the range of ``entropy.entropy_threshold``. Histograms
-    are filled batch by batch, and so need the memory of one batch alone. ``symmetric``: ranges are centred on zero.
+    "percentile" leaves out 0.001% of the values, "entropy" takes the range of ``entropy.entropy_threshold``. All
+    gather batch by batch, and so need the memory of one batch alone. ``symmetric``: ranges are centred on zero.
+
+    Raises:
+        StorageError: the system's folder for temporary files cannot be written.
     """
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
     # Entropy needs what percentile gathers: histograms of absolute values.
     wanted = CalibrationMethod.MinMax if method == "minmax" else CalibrationMethod.Percentile
     options: dict[str, Any] = {"symmetric": symmetric or method == "entropy", "percentile": _PERCENTILE}
-    with tempfile.TemporaryDirectory(prefix="p2d-int8-") as folder, _hushed():
-        path = Path(folder) / "network.onnx"
+    with _working_folder() as folder, _hushed():
+        path = folder / "network.onnx"
         path.write_bytes(model.SerializeToString())
         calibrator = create_calibrator(
             path,
             sorted(operators),
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            augmented_model_path=str(folder / "augmented.onnx"),
             calibrate_method=wanted,
             providers=["CPUExecutionProvider"],
             extra_options=options,
         )
         with progress.task("Calibrating int8", total=len(images)) as task:
-            for batch in _batches(model, images, histograms=method != "minmax"):
+            for batch in _batches(model, images):
                 calibrator.collect_data(_Reader(model.graph.input[0].name, batch, task))
             task.describe("choosing ranges")
             if method == "entropy":
@@ -122,7 +125,7 @@ class _Reader:
         return feeds
 
 
-def _batches(model: onnx.ModelProto, images: NDArray[Any], *, histograms: bool) -> Iterator[NDArray[Any]]:
+def _batches(model: onnx.ModelProto, images: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Batches of the network's fixed size, the last filled up with images from the start; else of what fits."""
     sizes = model.graph.input[0].type.tensor_type.shape.dim
     fixed = sizes[0].dim_value if sizes[0].HasField("dim_value") else None
@@ -130,7 +133,7 @@ def _batches(model: onnx.ModelProto, images: NDArray[Any], *, histograms: bool) 
         for first in range(0, len(images), fixed):
             yield images[np.arange(first, first + fixed) % len(images)]
         return
-    batch = min(_BATCH, max(1, _ACTIVATION_BYTES // _bytes_of_one(model))) if histograms else _BATCH
+    batch = min(_BATCH, max(1, _ACTIVATION_BYTES // _bytes_of_one(model)))
     for first in range(0, len(images), batch):
         yield images[first : first + batch]
 
@@ -153,6 +156,20 @@ def known_method(name: str) -> str:
     if name not in METHODS:
         raise InputError(f"is no calibration; choose {', '.join(METHODS)}", where=f"--calibration {name}")
     return name
+
+
+@contextlib.contextmanager
+def _working_folder() -> Iterator[Path]:
+    """A temporary folder, since calibrators read and write files of their own."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="p2d-int8-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot be written ({error.strerror or error})",
+            where=tempfile.gettempdir(),
+            hint="free some space there, or name another folder with the variable TMPDIR",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -466,9 +466,10 @@ def test_a_source_that_is_no_network_is_refused(content, tmp_path):
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def test_a_full_disk_leaves_no_file(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["int8.onnx", "network.onnx"])
+def test_a_full_disk_leaves_no_file(name, source, tmp_path, monkeypatch):
     def full(self: Path, data: bytes) -> int:
-        if self.parent == tmp_path:
+        if self.name == name or self.parent == tmp_path:
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(self, data)
 
