@@ -189,15 +189,15 @@ def engines_table(result: BenchResult | None) -> Table:
     measured = {(row.variant, row.engine, row.precision): row for row in (result.rows if result is not None else ())}
     told = any(row.computes_in is not None for row in measured.values())
     agreeing = any(row.agreement is not None for row in measured.values())
-    columns = ("variant", "engine", "precision", "parity error", *(("agreement",) if agreeing else ()), "computes in")
+    columns = ("variant", "engine", "precision", "computes in", "parity error", *(("agreement",) if agreeing else ()))
     rows = tuple(
         (
             row.variant,
             row.engine,
             row.precision,
+            row.computes_in or NOTHING,
             spell_error(row.parity_max_error),
             *((spell_percent(row.agreement),) if agreeing else ()),
-            row.computes_in or NOTHING,
         )
         for row in measured.values()
         if told
@@ -207,7 +207,7 @@ def engines_table(result: BenchResult | None) -> Table:
         title="Precisions of the engines",
         columns=columns,
         rows=rows,
-        numeric=frozenset({3, 4} if agreeing else {3}),
+        numeric=frozenset(range(4, len(columns))),
         note="What the convolutions and matrix products of the built engine compute in, whatever the file is called.",
     )
 
