@@ -11,6 +11,7 @@ LEVELS = 128
 """Steps of int8 on one side of zero."""
 
 _TRACE = 1e-4
+_CUT = 1e-3
 
 
 def entropy_threshold(counts: NDArray[np.integer], edges: NDArray[np.floating], *, levels: int = LEVELS) -> float:
@@ -21,15 +22,18 @@ def entropy_threshold(counts: NDArray[np.integer], edges: NDArray[np.floating], 
     least Kullback-Leibler divergence from what ``levels`` steps make of it. The bin at zero counts as its neighbour:
     zero is kept exactly by any range, and half of what rectifiers give is zero.
 
-    Source: Migacz, 8-bit inference with TensorRT (GTC 2017); zeros as NVIDIA's calibrators treat them.
+    Source: Migacz, 8-bit inference with TensorRT (GTC 2017); zeros as NVIDIA's calibrators treat them. Departure: at
+    most 0.1% of the other values are cut. Of values that come in few sizes, such as pixels of drawings, each step of a
+    short range holds one size, and their distribution seems kept though nearly all of them are cut.
     """
     bins = counts.astype(np.float64)
     if len(bins) <= levels or not bins[1:].any():
         return float(edges[-1])
     bins[0] = bins[1]
     beyond = bins.sum() - np.cumsum(bins)
+    shortest = int(np.searchsorted(beyond <= _CUT * bins.sum(), True)) + 1
     best, kept = np.inf, len(bins)
-    for stop in range(levels, len(bins) + 1):
+    for stop in range(max(levels, shortest), len(bins) + 1):
         truth = bins[:stop].copy()
         level = np.arange(stop) * levels // stop
         filled = truth > 0
@@ -37,8 +41,6 @@ def entropy_threshold(counts: NDArray[np.integer], edges: NDArray[np.floating], 
         coarse = np.where(filled, share[level], 0.0)
         truth[-1] += beyond[stop - 1]
         held = truth > 0
-        if not coarse.any():
-            continue
         # Where nothing but larger values fall into the last bin, its probability would be zero.
         coarse[held & (coarse == 0)] = _TRACE
         p, q = truth[held] / truth.sum(), coarse[held] / coarse.sum()

@@ -51,3 +51,8 @@ def test_a_histogram_with_nothing_but_zeros_keeps_its_range(counts: np.ndarray):
 def test_as_few_bins_as_levels_leave_nothing_to_choose():
     counts, edges = histogram(np.random.default_rng(3).standard_normal(1000), bins=128)
     assert entropy_threshold(counts, edges) == pytest.approx(edges[-1])
+
+
+def test_values_of_few_sizes_are_not_cut_to_the_smallest():
+    values = np.random.default_rng(5).integers(0, 17, 20_000) / 16
+    assert entropy_threshold(*histogram(values)) > 0.99
