@@ -1,4 +1,6 @@
-"""Classify one image with an engine that ``p2d build`` made of a file that ``p2d export --normalize --softmax`` wrote.
+"""Classify one image with an engine that ``p2d build --batch 1`` made of a file of ``p2d export``.
+
+The file was exported with --normalize, or with --input uint8-nhwc, and with --softmax or --top-k.
 
 python serve_tensorrt.py p2d-runs/latest/engines/pruned-fp16-trt.engine photo.jpg
 
@@ -38,30 +40,39 @@ def main(engine_path: str, image_path: str) -> None:
     if engine is None:
         sys.exit(f"{engine_path}: cannot be loaded on this GPU; build it on this machine")
     context = engine.create_execution_context()
-    source, target = engine.get_tensor_name(0), engine.get_tensor_name(1)
+    source, *targets = (engine.get_tensor_name(number) for number in range(engine.num_io_tensors))
 
-    _, channels, height, width = engine.get_tensor_shape(source)
+    takes_bytes = engine.get_tensor_dtype(source) == tensorrt.uint8
+    sizes = tuple(engine.get_tensor_shape(source))[1:]
+    height, width, channels = sizes if takes_bytes else (*sizes[1:], sizes[0])
     image = Image.open(image_path).convert("L" if channels == 1 else "RGB").resize((width, height))
-    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels) / 255
-    batch = np.ascontiguousarray(pixels.transpose(2, 0, 1)[np.newaxis])  # (1, channels, height, width), in [0, 1]
+    batch = np.asarray(image).reshape(1, height, width, channels)
+    if not takes_bytes:
+        batch = batch.transpose(0, 3, 1, 2).astype(np.float32) / 255  # (1, channels, height, width), in [0, 1]
     if not context.set_input_shape(source, batch.shape):
         sys.exit(f"{engine_path}: its first profile takes no single image; build it with --batch 1")
-    probabilities = np.empty(tuple(context.get_tensor_shape(target)), dtype=np.float32)
 
-    stream = call(cuda.cudaStreamCreate)
-    addresses = {name: call(cuda.cudaMalloc, a.nbytes) for name, a in ((source, batch), (target, probabilities))}
+    arrays = {source: np.ascontiguousarray(batch)}
+    for name in targets:
+        kind = tensorrt.nptype(engine.get_tensor_dtype(name))
+        arrays[name] = np.empty(tuple(context.get_tensor_shape(name)), dtype=kind)
+    addresses = {name: call(cuda.cudaMalloc, array.nbytes) for name, array in arrays.items()}
     for name, address in addresses.items():
         context.set_tensor_address(name, int(address))
+    stream = call(cuda.cudaStreamCreate)
     to_device, to_host = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    call(cuda.cudaMemcpy, addresses[source], batch.ctypes.data, batch.nbytes, to_device)
-    context.execute_async_v3(int(stream))
+    call(cuda.cudaMemcpy, addresses[source], arrays[source].ctypes.data, arrays[source].nbytes, to_device)
+    if not context.execute_async_v3(int(stream)):
+        sys.exit(f"{engine_path}: could not be run")
     call(cuda.cudaStreamSynchronize, stream)
-    call(cuda.cudaMemcpy, probabilities.ctypes.data, addresses[target], probabilities.nbytes, to_host)
+    for name in targets:
+        call(cuda.cudaMemcpy, arrays[name].ctypes.data, addresses[name], arrays[name].nbytes, to_host)
 
-    names = json.loads(record["details"]["metadata"].get("class_names", "[]"))
-    for index in np.argsort(-probabilities[0])[:5]:
-        name = names[index] if len(names) == probabilities.shape[1] else f"class {index}"
-        print(f"{probabilities[0, index]:6.1%}  {name}")
+    scores, *rest = (arrays[name][0] for name in targets)
+    classes = rest[0] if rest else np.argsort(-scores)[:5]
+    class_names = json.loads(record["details"]["metadata"].get("class_names", "[]"))
+    for index, score in zip(classes, scores if rest else scores[classes], strict=True):
+        print(f"{score:6.1%}  {class_names[index] if class_names else f'class {index}'}")
 
 
 if __name__ == "__main__":
