@@ -11,7 +11,7 @@ from prune2deploy.graph.channels import Group
 DEFAULT_GRANULE = 16
 MINIMUM_GRANULES = 4
 
-_WITH_TENSOR_CORES = ("trt", "trt-rtx", "ort-cuda", "torch")
+_WITH_TENSOR_CORES = ("trt", "trt-rtx", "ort-cuda", "torch", "torch-compile", "torch-cuda-graph")
 # Tensor cores are fed 16 bytes at a time.
 _TENSOR_CORE_GRANULES = {"tf32": 4, "fp16": 8, "bf16": 8}
 _GRANULES_OF_PRECISION = {"int8": 32}

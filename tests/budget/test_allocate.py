@@ -177,6 +177,7 @@ def test_a_uniformly_narrower_network_is_as_large_as_asked_or_says_so(
 def test_granules_follow_engine_and_precision() -> None:
     assert granule_for() == granule_for("ort-cpu", "fp32") == granule_for("trt", "fp32") == 16
     assert granule_for("trt", "fp16") == granule_for("trt-rtx", "bf16") == granule_for("ort-cuda", "fp16") == 8
+    assert granule_for("torch-compile", "fp16") == granule_for("torch-cuda-graph", "bf16") == 8
     assert granule_for("trt", "tf32") == granule_for("torch", "tf32") == 4
     assert granule_for("openvino", "bf16") == granule_for(None, "fp16") == granule_for("ort-cpu", "tf32") == 16
     assert granule_for("ort-cpu", "int8") == granule_for(None, "int8") == 32

@@ -133,6 +133,8 @@ def test_no_target_and_unknown_names_are_refused(refused):
     assert "batch-size" in refused(2, "train", "resnet20", "--batch-size", 0)
     assert "does not exist" in refused(2, "inspect", "absent.pth")
     assert "nothing" in refused(2, "inspect", "nothing")
+    assert "did you mean trt?" in refused(2, "inspect", "resnet20", "--engine", "tr")
+    assert "--precision fp23" in refused(2, "inspect", "resnet20", "--precision", "fp23")
 
 
 def test_a_target_out_of_reach_says_what_can_be_reached(refused):

@@ -166,6 +166,8 @@ def test_bench_takes_files_claims_and_limits(asked, tmp_path):
     [
         (("inspect", "resnet20", "--scope", "inside-blocks"), {"subject": "resnet20", "scope": "inside-blocks"}),
         (("inspect", "resnet20", "--backend", "module"), {"subject": "resnet20", "backend": "module"}),
+        (("inspect", "resnet20"), {"engine": None, "precision": None}),
+        (("inspect", "run", "--engine", "trt", "--precision", "fp16"), {"engine": "trt", "precision": "fp16"}),
         (("export", "run", "--normalize", "--softmax"), {"run": Path("run"), "normalize": True, "softmax": True}),
         (
             ("export", "--precision", "int8,fp16", "--input", "uint8-nhwc@480x640", "--top-k", "5", "--batch", "8"),
