@@ -23,12 +23,17 @@ def check_parses(path: Path, library: Any = None) -> None:
     """
     read_onnx_file(path)
     if library is None:
-        library = _installed()
+        library = installed_parser()
     with listening(library) as logger:
         parsed_network(library, f"the parser of {_PARSERS.get(library.__name__, library.__name__)}", path, logger)
 
 
-def _installed() -> Any:
+def installed_parser() -> Any:
+    """The imported package whose parser ``check_parses`` asks.
+
+    Raises:
+        EngineError: none is installed, or it cannot start here.
+    """
     for module, engine in _PARSERS.items():
         if is_installed(module):
             return loaded_library(module, where=engine)

@@ -17,7 +17,7 @@ from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import Normalization
 from prune2deploy.engines.census import file_census
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.engines.tensorrt_check import check_parses
+from prune2deploy.engines.tensorrt_check import check_parses, installed_parser
 from prune2deploy.errors import EngineError, InputError, P2DError, ParityError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.evaluation_set import make_evaluation_set
@@ -67,6 +67,8 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
     if not names:
         raise InputError("the run holds no variant yet", where=str(run.path), hint="finish it with --resume")
     refuse_limits_without_labels(run, request)
+    if request.check_engine:
+        installed_parser()
     bundles = {name: load_bundle(run.bundle_path(name)) for name in names}
     passes = passes_for(request, bundles[names[0]].manifest.normalization, run.path)
     precisions = _precisions(run, request.precisions)
@@ -78,7 +80,7 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
     evaluation = _stored_evaluation(run, names, current)
     missing = [job for job in jobs if evaluation is None or job not in current]
     if request.check_engine:
-        for name, precision in set(jobs).difference(missing):
+        for name, precision in (job for job in jobs if job not in missing):
             check_parses(run.path / run.manifest.variants[name].onnx[precision].file)
     if not missing:
         progress.note("every file is exported already, and still agrees with its model")
@@ -87,8 +89,8 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
     if any(precision == "int8" for _, precision in missing):
         asked = replace(request, calibration_images=settings["int8"].calibration_images)
         images = calibration_images(run, asked, passes, progress)
-    if evaluation is None:
-        evaluation = _evaluation_set(run, request, bundles, passes, progress)
+    stored = evaluation
+    evaluation = stored or _evaluation_set(run, request, bundles, passes, progress)
     gates = Gates(run, request, evaluation, progress)
     with tempfile.TemporaryDirectory(prefix="p2d-export-") as scratch:
         exporting = _Exporting(
@@ -96,7 +98,8 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
             images=images, scratch=Path(scratch), progress=progress,
         )  # fmt: skip
         failures = exporting.run_all()
-    evaluation.save(run.evaluation_path)
+    if evaluation is not stored:
+        evaluation.save(run.evaluation_path)
     for failure in failures[1:]:
         progress.note(str(failure))
     if failures:

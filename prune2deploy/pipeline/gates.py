@@ -20,7 +20,7 @@ from prune2deploy.engines.engine import BuildOptions, BuiltEngine
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.engines.tensorrt_check import check_parses
-from prune2deploy.errors import InputError, ParityError
+from prune2deploy.errors import InputError, ParityError, StorageError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.widen import write_widened
 from prune2deploy.pipeline.requests import ExportRequest
@@ -114,17 +114,31 @@ class Gates:
 @contextmanager
 def opened(path: Path, precision: str) -> Iterator[BuiltEngine]:
     """The gate's engine on a file, or on the float32 copy of a bf16 one."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        file = path
-        if precision == "bf16":
-            file = Path(folder) / path.name
-            write_widened(path, file)
+    with _as_it_runs(path, precision) as file:
         options = BuildOptions(precision=_RUN_AS.get(precision, precision), threads=torch.get_num_threads())
         built = engine_named(GATE_ENGINE).build(file, options)
         try:
             yield built
         finally:
             built.close()
+
+
+@contextmanager
+def _as_it_runs(path: Path, precision: str) -> Iterator[Path]:
+    if precision != "bf16":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="p2d-gate-") as folder:
+        copy = Path(folder) / path.name
+        try:
+            write_widened(path, copy)
+        except OSError as error:
+            raise StorageError(
+                f"a float32 copy for the gate cannot be written to {folder} ({error.strerror or error})",
+                where=str(path),
+                hint="free some space there, or name another folder in TMPDIR",
+            ) from error
+        yield copy
 
 
 def is_trained(run: RunFolder, variant: str) -> bool:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,12 +15,14 @@ import prune2deploy as p2d
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.checkpoint.bundle import load_bundle, read_manifest, save_bundle
 from prune2deploy.checkpoint.manifest import BundleManifest, _digest
+from prune2deploy.engines.parity import GATES
 from prune2deploy.errors import CheckpointError, InputError
 from prune2deploy.export.onnx_from_model import export_onnx
 from prune2deploy.model.initialise import reinitialise
 from prune2deploy.model.spec import ModelSpec, build_model
 from prune2deploy.pipeline.backends import find_channels
 from prune2deploy.pipeline.cutting import cut_uniformly
+from prune2deploy.pipeline.gates import opened
 from prune2deploy.pipeline.inspect import run_inspect
 from prune2deploy.pipeline.prune import run_prune
 from prune2deploy.pipeline.requests import InspectRequest, PruneRequest, Targets, TrainingChoices
@@ -132,6 +135,22 @@ def test_it_exports_to_onnx_with_a_free_batch_and_equal_outputs(run: RunFolder, 
         (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
             assert torch.allclose(torch.from_numpy(scores), model(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_edited_graph_exports_in_half_precision(run: RunFolder, precision: str, tmp_path: Path) -> None:
+    model = p2d.load(run.bundle_path("pruned"))
+    file = export_onnx(model, tmp_path / "net.onnx", input_shape=(1, 8, 8), precision=precision)
+    weights = [tensor for tensor in onnx.load(file.path).graph.initializer if len(tensor.dims)]
+    kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
+    assert {tensor.data_type for tensor in weights} <= {kind, onnx.TensorProto.INT64}
+    with torch.no_grad():
+        expected = model(IMAGES)
+    with opened(file.path, precision) as built:
+        built.bind({"input": IMAGES.numpy()})
+        built.run()
+        error = torch.from_numpy(built.read()["output"]) - expected
+    assert error.norm() / expected.norm() < GATES[precision]
 
 
 def test_fresh_weights_have_the_spread_of_the_narrower_layers(run: RunFolder) -> None:
