@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from prune2deploy.engines.engine import Engine
-from prune2deploy.engines.onnx_file import load_onnx_proto, read_onnx_file
+from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.engines.registry import AUTO, best_engine, engine_named
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.pipeline.requests import ExportRequest
@@ -86,11 +84,7 @@ def _is_in_style(path: Path, engine: str) -> bool:
     """Whether an int8 file quantises as ``engine`` wants it."""
     from prune2deploy.export.quantize import style_for
 
-    graph = load_onnx_proto(path).graph
-    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    first = next((node for node in graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2), None)
-    unsigned = first is not None and kinds.get(first.input[2]) == onnx.TensorProto.UINT8
-    return style_for(engine) == ("affine" if unsigned else "symmetric")
+    return read_onnx_file(path).metadata.get("style") == json.dumps(style_for(engine))
 
 
 def _as_before(run: RunFolder) -> ExportRequest:
