@@ -20,7 +20,7 @@ from prune2deploy.engines.engine import BuildOptions, BuiltEngine
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.engines.tensorrt_check import check_parses
-from prune2deploy.errors import InputError, ParityError, StorageError
+from prune2deploy.errors import EngineError, InputError, ParityError, StorageError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.widen import write_widened
 from prune2deploy.pipeline.requests import ExportRequest
@@ -69,7 +69,11 @@ class Gates:
             EngineError: TensorRT's parser was to read it and does not, or is not installed.
         """
         if self._request.check_engine:
-            check_parses(path)
+            try:
+                check_parses(path)
+            except EngineError as error:
+                # The file has no place of its own yet, so it is called by what it is to be.
+                raise EngineError(error.what, where=f"{variant} at {precision}", hint=error.hint) from error
         with opened(path, precision) as built:
             if precision == "int8" and source is not None:
                 passed = self._agreement(built, variant, source)

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.errors import InputError, ParityError, StorageError
+from prune2deploy.errors import EngineError, InputError, ParityError, StorageError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.pipeline import gates
 from prune2deploy.pipeline.export import run_export
@@ -213,6 +213,17 @@ def test_too_large_a_drop_of_accuracy_is_refused_and_nothing_else_lost(run: Path
         run_export(request)
     after = moments(run)
     assert after == before
+
+
+def test_a_file_that_nvidias_parser_refuses_is_not_written(run: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    before = moments(run)
+    request = ExportRequest(run=run, precisions=("int8",), engine="ort-cpu", min_agreement=0, check_engine=True)
+    with pytest.raises(EngineError, match=r"^dense at int8: .*QuantizeLinear"):
+        run_export(request)
+    assert moments(run) == before
+    run_export(replace(request, engine=None))
+    assert moments(run) == before
 
 
 def test_max_drop_passes_where_little_is_lost(run: Path) -> None:
