@@ -109,7 +109,7 @@ class Matrix:
         for engine, precision, batches in self._cells():
             record = self._cell(engine, precision, batches)
             self._keep(f"{engine}/{precision}/{','.join(map(str, batches))}", record)
-            if "failed" in record and len(batches) > 1:
+            if "failed" in record and len(batches) > 1 and self._seconds_left() > _FEWEST_SECONDS:
                 # One batch size may be too much for it.
                 for batch in batches:
                     self._keep(f"{engine}/{precision}/{batch}", self._cell(engine, precision, (batch,)))
