@@ -15,6 +15,7 @@ from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.file_inputs import file_inputs, file_shape, network_inputs
 from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import cpu_copy
+from prune2deploy.export.output_passes import check_top_k
 from prune2deploy.export.reasons import reason_of
 from prune2deploy.progress import SILENT, Progress
 
@@ -47,6 +48,7 @@ def make_evaluation_set(
     Raises:
         DataError: the data set is empty, or a sample is not what it should be.
         ModelError: a model cannot run on the inputs, gives several outputs, or gives NaN or infinity.
+        InputError: ``passes.top_k`` is more than there are classes.
     """
     passes = passes or GraphPasses()
     rng = np.random.default_rng(seed)
@@ -129,7 +131,10 @@ def _finished(output: Tensor, passes: GraphPasses) -> Tensor:
     """What is built in behind the network: its first output."""
     if passes.softmax:
         output = output.softmax(dim=1)
-    return output if passes.top_k is None else output.topk(passes.top_k, dim=1).values
+    if passes.top_k is None:
+        return output
+    check_top_k(passes.top_k, tuple(output.shape))
+    return output.topk(passes.top_k, dim=1).values
 
 
 def _one_tensor(returned: Any) -> Tensor | None:

@@ -43,13 +43,8 @@ def append_top_k(graph: gs.Graph, count: int) -> None:
         InputError: there are fewer classes.
     """
     scores = graph.outputs[0]
-    if len(graph.outputs) != 1 or len(scores.shape or ()) != 2 or not isinstance(scores.shape[1], int):
-        raise ModelError(
-            "needs a network with one output of class scores (N, classes)", where="--top-k", hint="export without it"
-        )
-    batch, classes = scores.shape
-    if count > classes:
-        raise InputError(f"the network has {classes} classes", where=f"--top-k {count}", hint=f"pass at most {classes}")
+    check_top_k(count, tuple(scores.shape or ()) if len(graph.outputs) == 1 else ())
+    batch = scores.shape[0]
     for name in (SCORES_NAME, CLASSES_NAME):
         taken = graph.tensors()
         if name in taken:
@@ -68,3 +63,20 @@ def append_top_k(graph: gs.Graph, count: int) -> None:
         )
     )
     graph.outputs = [best, indices]
+
+
+def check_top_k(count: int, shape: tuple[object, ...]) -> None:
+    """Refuse to take the ``count`` best of outputs of this shape, if they are not that many class scores (N, classes).
+
+    Raises:
+        ModelError: the outputs are something else.
+        InputError: there are fewer classes.
+    """
+    if len(shape) != 2 or not isinstance(shape[1], int):
+        raise ModelError(
+            "needs a network with one output of class scores (N, classes)", where="--top-k", hint="export without it"
+        )
+    if count > shape[1]:
+        raise InputError(
+            f"the network has {shape[1]} classes", where=f"--top-k {count}", hint=f"pass at most {shape[1]}"
+        )

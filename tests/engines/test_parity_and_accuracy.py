@@ -53,6 +53,15 @@ def test_a_batch_larger_than_the_references_checks_all_of_them(write_network, ev
         check_parity(fixed, changed(evaluation, wrong), "dense", precision="fp32", batches=(64,))
 
 
+def test_an_engine_of_one_batch_size_is_checked_at_that_size(write_network, evaluation: EvaluationSet) -> None:
+    fixed = OrtCpuEngine().build(write_network(batch=3), BuildOptions(batches=(3,)))
+    wrong = evaluation.references["dense"].copy()
+    assert check_parity(fixed, evaluation, "dense", precision="fp32") < 1e-5
+    wrong[22] += 1.0
+    with pytest.raises(ParityError, match="batch 3"):
+        check_parity(fixed, changed(evaluation, wrong), "dense", precision="fp32")
+
+
 def test_not_a_number_never_passes(built: BuiltEngine, evaluation: EvaluationSet) -> None:
     broken = replace(evaluation, inputs=np.full_like(evaluation.inputs, np.nan))
     with pytest.raises(ParityError, match="nan"):
@@ -82,10 +91,7 @@ def test_a_variant_without_reference_is_bad_input(built: BuiltEngine, evaluation
 
 
 def test_half_precision_networks_are_fed_half_precision_inputs(write_network, evaluation: EvaluationSet) -> None:
-    from prune2deploy.engines.onnx_file import read_onnx_file
-    from prune2deploy.engines.ort_cpu import _Session
-
-    half = _Session(read_onnx_file(write_network(precision="fp16")), threads=1)
+    half = OrtCpuEngine().build(write_network(precision="fp16"), BuildOptions(precision="fp16"))
     assert 1e-6 < check_parity(half, evaluation, "dense", precision="fp16") < 1e-2
 
 

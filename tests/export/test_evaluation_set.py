@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from prune2deploy.errors import DataError, ModelError
+from prune2deploy.errors import DataError, InputError, ModelError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export import evaluation_set
 from prune2deploy.export.evaluation_set import make_evaluation_set
@@ -104,6 +104,11 @@ def test_bytes_are_stored_for_files_that_take_them_and_references_are_of_these_b
     np.testing.assert_allclose(made.references["dense"], best.numpy(), rtol=1e-4)
     made.save(tmp_path / "evaluation.npz")
     np.testing.assert_array_equal(EvaluationSet.load(tmp_path / "evaluation.npz").inputs, made.inputs)
+
+
+def test_more_classes_than_there_are_have_no_reference() -> None:
+    with pytest.raises(InputError, match="--top-k 4: the network has 3 classes; pass at most 3"):
+        make_evaluation_set({"dense": classifier()}, None, input_shape=SHAPE, passes=GraphPasses(top_k=4))
 
 
 def test_memory_is_bounded_where_the_file_takes_larger_images(monkeypatch: pytest.MonkeyPatch) -> None:
