@@ -41,12 +41,20 @@ def file_inputs(images: NDArray[np.float32], passes: GraphPasses) -> FileInputs:
     made = np.empty((len(images), *file_shape(images.shape[1:], passes)), dtype=np.uint8)
     for first in range(0, len(images), _CHUNK):
         chunk = torch.from_numpy(images[first : first + _CHUNK] * std + mean)
-        if passes.source_size is not None and passes.source_size != tuple(chunk.shape[2:]):
-            chunk = functional.interpolate(
-                chunk, size=passes.source_size, mode="bilinear", align_corners=False, antialias=True
-            )
+        if passes.source_size is not None:
+            chunk = _resized(chunk, passes.source_size)
         made[first : first + _CHUNK] = (chunk * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return made
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of another size that the file's own resizing brings back as they were, as far as that goes.
+
+    Repeated pixels do: averages over blocks take them back exactly, and interpolated ones would only be blurred twice.
+    """
+    if all(new >= old for new, old in zip(size, images.shape[2:], strict=True)):
+        return functional.interpolate(images, size=size, mode="nearest-exact")
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def network_inputs(inputs: FileInputs, passes: GraphPasses, size: tuple[int, ...]) -> Tensor:

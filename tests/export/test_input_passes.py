@@ -118,6 +118,13 @@ def test_images_come_back_as_the_network_saw_them_but_for_rounding() -> None:
     np.testing.assert_allclose(network_inputs(images, passes, TARGET).numpy(), normalised.numpy(), atol=rounding)
 
 
+def test_images_enlarged_for_a_file_come_back_sharp() -> None:
+    normalised = (torch.rand(5, 3, *TARGET) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    passes = passes_for((3 * TARGET[0], 4 * TARGET[1]))
+    seen = network_inputs(file_inputs(normalised.numpy(), passes), passes, TARGET)
+    np.testing.assert_allclose(seen.numpy(), normalised.numpy(), atol=0.5 / 255 / min(STD) + 1e-5)
+
+
 def test_what_bytes_cannot_hold_is_cut_off_and_not_wrapped() -> None:
     passes = GraphPasses(normalize=((0.5,), (0.5,)), input_format=BYTE_IMAGES)
     images = file_inputs(np.float32([[[[-9.0, 0.0, 9.0]]]]), passes)
