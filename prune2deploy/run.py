@@ -40,7 +40,8 @@ class OnnxRecord:
     ``file`` is relative to the run folder; ``bytes_total`` includes weights that lie beside it. ``parity_max_error``
     is the largest relative error ‖y − ref‖/‖ref‖ over the batch sizes that the gate tried. ``checks`` holds what else
     was measured before the file was written: "accuracy" (top-1 through the gate's engine, in [0, 1]), and of int8 files
-    "agreement" (share of images with the class that fp32 names) and "sqnr_db"; a check that was not made is absent.
+    "agreement" (share of images with the class that fp32 names), "least_agreement" (what it had to reach) and
+    "sqnr_db"; a check that was not made is absent.
     """
 
     file: str

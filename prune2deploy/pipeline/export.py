@@ -48,6 +48,10 @@ Job = tuple[str, str]
 """A variant and a precision: one file."""
 
 _BASE = "fp32"
+_FOR_TENSORRT = (
+    "int8 files are quantised as TensorRT wants them; ONNX Runtime and OpenVINO run them slowly on a CPU: for those "
+    "export with --engine ort-cpu or openvino"
+)
 
 
 def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOutcome:
@@ -87,6 +91,8 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
         return _outcome(run, jobs)
     images = None
     if any(precision == "int8" for _, precision in missing):
+        if "int8" in request.precisions and request.engine is None:
+            progress.note(_FOR_TENSORRT)
         asked = replace(request, calibration_images=settings["int8"].calibration_images)
         images = calibration_images(run, asked, passes, progress)
     stored = evaluation

@@ -31,6 +31,9 @@ GATE_ENGINE = "ort-cpu"
 ACCURACY_IMAGES = 1_000
 """Labelled images that accuracy is measured on at most, so that an export stays quick: a point is ten of them."""
 
+LEAST_AGREEMENT = "least_agreement"
+"""The check under which a record keeps the share that its int8 file had to reach."""
+
 _BATCH = 16
 # What the gate's engine is to take a file for, where that is not what the file is called.
 _RUN_AS = {"tf32": "fp32", "bf16": "fp32"}
@@ -90,7 +93,7 @@ class Gates:
 
     def _agreement(self, built: BuiltEngine, variant: str, source: Source) -> Passed:
         # Outputs of weights that were never trained are all alike, and which is largest says nothing.
-        least = self._request.min_agreement if is_trained(self._run, variant) else 0.0
+        least = least_agreement(self._run, self._request) if is_trained(self._run, variant) else 0.0
         with opened(source.path, "fp32") as reference:
             found = check_agreement(
                 built,
@@ -100,7 +103,7 @@ class Gates:
                 where=f"{variant} at int8",
                 progress=self._progress,
             )
-        checks = {} if found.share is None else {"agreement": found.share}
+        checks = {} if found.share is None else {"agreement": found.share, LEAST_AGREEMENT: least}
         if math.isfinite(found.sqnr_db):
             checks["sqnr_db"] = found.sqnr_db
         return Passed(parity_max_error=10 ** (-found.sqnr_db / 20), checks=checks)
@@ -145,6 +148,19 @@ def _as_it_runs(path: Path, precision: str) -> Iterator[Path]:
         yield copy
 
 
+def least_agreement(run: RunFolder, request: ExportRequest) -> float:
+    """What int8 files of this export have to reach: what the request says, or what earlier ones were accepted at.
+
+    Files that an export does not name are made again where another engine or other passes ask for it, and what their
+    user once accepted holds for them.
+    """
+    if "int8" in request.precisions and not request.as_before:
+        return request.min_agreement
+    records = (variant.onnx.get("int8") for variant in run.manifest.variants.values())
+    accepted = (record.checks.get(LEAST_AGREEMENT) for record in records if record is not None)
+    return min((least for least in accepted if least is not None), default=request.min_agreement)
+
+
 def is_trained(run: RunFolder, variant: str) -> bool:
     """Whether the weights of a variant mean anything, as far as the run knows."""
     return run.manifest.variants[variant].accuracy is not None or run.manifest.data is None
@@ -174,7 +190,8 @@ def passes_still(run: RunFolder, request: ExportRequest, variant: str, precision
     """Whether what was measured of a stored file satisfies the limits of ``request`` too."""
     records: Mapping[str, OnnxRecord] = run.manifest.variants[variant].onnx
     checks, reference = records[precision].checks, records.get("fp32")
-    if precision == "int8" and is_trained(run, variant) and checks.get("agreement", 1.0) < request.min_agreement:
+    least = least_agreement(run, request)
+    if precision == "int8" and is_trained(run, variant) and checks.get("agreement", 1.0) < least:
         return False
     if request.max_drop is None or precision == "fp32" or not is_trained(run, variant):
         return True

@@ -100,4 +100,5 @@ def _as_before(run: RunFolder) -> ExportRequest:
         fields["source_size"] = tuple(fields["source_size"])
     normalized = json.loads(told.get("normalize", "null")) is not None
     # Files that take bytes normalise by themselves, without being asked to.
-    return ExportRequest(run=run.path, normalize=normalized and fields.get("input_format", "nchw") == "nchw", **fields)
+    normalize = normalized and fields.get("input_format", "nchw") == "nchw"
+    return ExportRequest(run=run.path, normalize=normalize, as_before=True, **fields)

@@ -179,7 +179,8 @@ class ExportRequest:
     the file resizes, None for the network's own. ``batch`` None leaves it free. ``io_precision`` is that of inputs and
     outputs of fp16 and bf16 files, "fp32" or "same". ``engine`` is the one that will run the int8 files, None for any.
     ``data`` None calibrates on the run's own. ``max_drop`` is in points of top-1 accuracy against fp32,
-    ``min_agreement`` the share of images on which int8 must name the class that fp32 names.
+    ``min_agreement`` the share of images on which int8 must name the class that fp32 names; with ``as_before`` what the
+    int8 files of the run were accepted at.
     """
 
     run: Path | None = None
@@ -200,6 +201,7 @@ class ExportRequest:
     max_drop: float | None = None
     min_agreement: float = 0.99
     check_engine: bool = False
+    as_before: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

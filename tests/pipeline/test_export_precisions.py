@@ -17,7 +17,7 @@ from prune2deploy.errors import EngineError, InputError, ParityError, StorageErr
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.pipeline import gates
 from prune2deploy.pipeline.export import run_export
-from prune2deploy.pipeline.gates import Gates, Source, opened
+from prune2deploy.pipeline.gates import LEAST_AGREEMENT, Gates, Source, opened
 from prune2deploy.pipeline.measurable import exported_run
 from prune2deploy.pipeline.outcomes import ExportedFile
 from prune2deploy.pipeline.requests import ExportRequest, TrainingChoices, TrainRequest
@@ -242,6 +242,26 @@ def test_stricter_agreement_than_a_stored_file_reached_is_refused(run: Path) -> 
     assert record(run, "int8").checks["agreement"] >= 0.9
 
 
+def test_what_was_accepted_of_int8_still_is_where_other_files_are_asked_for(run: Path) -> None:
+    folder = RunFolder.open(run)
+    variant = folder.manifest.variants["dense"]
+    accepted = replace(
+        variant.onnx["int8"], checks={**variant.onnx["int8"].checks, "agreement": 0.6, LEAST_AGREEMENT: 0.5}
+    )
+    folder.save_variant(replace(variant, onnx={**variant.onnx, "int8": accepted}))
+    before = moments(run)
+    run_export(ExportRequest(run=run, precisions=("fp16",)))
+    assert moments(run) == before
+    # And where another engine needs them in another style.
+    exported_run(run, ("int8",), engine="ort-cpu")
+    assert record(run, "int8").checks[LEAST_AGREEMENT] == 0.5
+    # Asked for by name, they are held to what is said.
+    run_export(ExportRequest(run=run, precisions=("int8",), engine="ort-cpu", min_agreement=0.7))
+    assert record(run, "int8").checks[LEAST_AGREEMENT] == 0.5
+    run_export(ExportRequest(run=run, precisions=("int8",), engine="trt", min_agreement=0.7))
+    assert record(run, "int8").checks[LEAST_AGREEMENT] == 0.7
+
+
 def test_a_file_made_for_other_passes_does_not_outlive_a_refused_one(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +288,7 @@ def test_data_may_be_named_for_a_run_without(small_model: Callable[..., Path]) -
     run_without_data(small_model)
     run_export(ExportRequest(run=Path("bare"), precisions=("int8",), data="small_blocks:data", min_agreement=0))
     checks = RunFolder.open(Path("bare")).manifest.variants["dense"].onnx["int8"].checks
-    assert {"accuracy", "agreement", "sqnr_db"} == checks.keys()
+    assert {"accuracy", "agreement", LEAST_AGREEMENT, "sqnr_db"} == checks.keys()
 
 
 def run_without_data(small_model: Callable[..., Path]) -> None:
