@@ -14,10 +14,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prune2deploy.cli.app import app
+from prune2deploy.engines.cuda import CudaDevice, find_device
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every program that is tested here.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu are skipped where there is none, rather than failing where somebody runs all tests."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not isinstance(find_device(), CudaDevice):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
 
 # Imports the stages once and forks a child for each command, because importing torch takes longer than most tests.
 NURSERY = """

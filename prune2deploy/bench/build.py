@@ -9,7 +9,7 @@ from typing import Any
 
 from prune2deploy.bench.environment import sample_signals
 from prune2deploy.bench.gate import pass_gate
-from prune2deploy.bench.inputs import input_buffers
+from prune2deploy.bench.inputs import input_buffers, shapes_at
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.schedule import Slot, build_order, round_orders, slots_for
@@ -127,6 +127,8 @@ def _build_all(
         ready = engine.build(subject.onnx_path, options)
         stack.callback(ready.close)
         build_seconds = time.monotonic() - begun
+        for batch in request.batches:
+            shapes_at(ready.inputs, batch=batch, where=str(subject.onnx_path))
         passed = pass_gate(ready, evaluation, subject, request.batches)
         details = ready.inspect() if job.build == 0 and slot.copy == 0 else {}
         if "census" in details:

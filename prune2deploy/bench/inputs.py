@@ -29,13 +29,22 @@ def input_buffers(
     Raises:
         InputError: the network is fixed to another batch size, or another dimension is dynamic.
     """
-    shapes = {info.name: _concrete_shape(info, batch=batch, where=where) for info in infos}
+    shapes = shapes_at(infos, batch=batch, where=where)
     bytes_each = sum(int(np.prod(shapes[info.name])) * np.dtype(info.dtype).itemsize for info in infos)
     count = max(1, min(MAXIMUM_BUFFERS, _MAXIMUM_BYTES // max(1, bytes_each)))
     generator = np.random.default_rng([seed, batch])
     return tuple(
         {info.name: _fill(info, shapes[info.name], generator, real_inputs) for info in infos} for _ in range(count)
     )
+
+
+def shapes_at(infos: Sequence[TensorInfo], *, batch: int, where: str) -> dict[str, tuple[int, ...]]:
+    """The shape of each input at a batch size, by name.
+
+    Raises:
+        InputError: the network is fixed to another batch size, or another dimension is dynamic.
+    """
+    return {info.name: _concrete_shape(info, batch=batch, where=where) for info in infos}
 
 
 def _concrete_shape(info: TensorInfo, *, batch: int, where: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ takes and gives, and of which weights it was made. This is the only module of th
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -336,7 +337,9 @@ def _absent(reason: str, hint: str, version: str | None = None) -> Availability:
 
 
 def _missing_compiler(*, gpu: bool) -> str | None:
-    """What torch.compile lacks here: a C++ compiler; for a GPU Triton and a C compiler, for its launchers."""
+    """What torch.compile lacks here: a C++ compiler; for a GPU Triton and a C compiler; Python's headers for both."""
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python.h (Python's headers: python3-dev on Debian)"
     if gpu:
         if find_spec("triton") is None:
             return "triton (pip install triton)"

@@ -11,6 +11,7 @@ from prune2deploy.bench.result import BenchResult, write_result
 from prune2deploy.bench.subjects import BenchOptions, Subject
 from prune2deploy.bench.subjects import BenchRequest as Measurement
 from prune2deploy.engines.onnx_file import read_onnx_file, require_precision, stored_precision
+from prune2deploy.engines.registry import AUTO
 from prune2deploy.errors import InputError
 from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
@@ -30,6 +31,8 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
         InputError: a file is missing, no ONNX file or of another precision, or the engine lacks the precision.
         ParityError: an engine does not compute what its model computes; nothing was timed.
     """
+    if request.engine != AUTO:
+        usable_engine(request.engine)
     if request.onnx_files:
         subjects, evaluation, folder = _bare_subjects(request.onnx_files, request.precisions), None, request.out
         engine = usable_engine(request.engine, [subject.precision for subject in subjects])

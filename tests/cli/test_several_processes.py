@@ -279,6 +279,16 @@ def test_a_folder_that_is_taken_is_refused_by_both(trained, together, folder):
     assert (run / "run.json").read_bytes() == before
 
 
+@pytest.fixture
+def signals_kept():
+    """One of several processes ignores signals once it has failed; the tests that follow shall not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_kept")
 @pytest.mark.parametrize("command", ["inspect", "export", "build", "bench", "report", "demo", "doctor"])
 def test_commands_for_one_process_refuse_several(command, run_p2d, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")

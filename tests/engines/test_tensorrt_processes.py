@@ -101,8 +101,13 @@ def test_ctrl_c_ends_a_build_at_its_next_step_and_leaves_nothing(deep: Path, tmp
         time.sleep(0.3)  # the builder's thread waits here until the main thread has seen it
 
     bar = Bar(interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        ENGINE.build_file(deep, tmp_path / "out" / "deep.engine", BuildOptions(), progress=bar)
+    # Started in the background, shells let processes ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ENGINE.build_file(deep, tmp_path / "out" / "deep.engine", BuildOptions(), progress=bar)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert bar.shares[-1] < 1
     assert not (tmp_path / "out").exists()
     assert not ENGINE.build_file(deep, tmp_path / "out" / "deep.engine", BuildOptions()).reused

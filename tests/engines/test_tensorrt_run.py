@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prune2deploy.engines.cuda import CudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
 from prune2deploy.engines.engine_file import read_record
 from prune2deploy.engines.parity import check_parity
@@ -16,10 +15,7 @@ from prune2deploy.engines.tensorrt_run import TensorRTRun
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.evaluation import EvaluationSet
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not isinstance(find_device(), CudaDevice), reason="needs an NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=["trt", "trt-rtx"])

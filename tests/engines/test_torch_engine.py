@@ -140,6 +140,15 @@ def test_a_compiler_that_is_missing_is_told_before_anything_is_compiled(monkeypa
         TorchEngine("compile").build(onnx_file(), BuildOptions(bundle=bundle))
 
 
+def test_headers_of_python_that_are_missing_are_told(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    found = TorchEngine("compile").availability()
+    assert not found.runs
+    assert "Python.h" in str(found.reason)
+    (tmp_path / "Python.h").touch()
+    assert "Python.h" not in str(TorchEngine("compile").availability().reason)
+
+
 def test_a_bare_onnx_file_is_refused_with_what_to_do(onnx_file) -> None:
     with pytest.raises(
         EngineError, match="torch runs bundles, and no bundle is known for this ONNX file; bench the run"

@@ -94,7 +94,6 @@ def test_without_arguments_it_says_how_to_use_it() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("name", ["trt", "trt-rtx"])
 def test_on_a_gpu_it_names_the_class(network: Path, picture: Path, tmp_path: Path, name: str) -> None:
     maker = engine_named(name)

@@ -148,6 +148,12 @@ def test_a_precision_that_the_engine_lacks_is_refused_before_anything_is_exporte
     assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
 
 
+def test_another_batch_than_the_one_of_the_files_is_refused_with_theirs(small_run: Path) -> None:
+    run_export(ExportRequest(run=small_run, batch=2))
+    with pytest.raises(InputError, match="fixed to batch size 2, not 1; use --batch 2"):
+        measured(run=small_run, engine="ort-cpu", batches=(1,))
+
+
 def test_auto_takes_an_engine_that_has_the_precisions() -> None:
     assert {"fp32", "bf16"} <= usable_engine("auto", ("fp32", "bf16")).precisions
 
