@@ -128,9 +128,10 @@ def _bare_subjects(files: tuple[Path, ...], precisions: tuple[str, ...] | None) 
 def _sentence(claim: JudgedClaim) -> str:
     asked = "claimed" if claim.asked else "implied by the FLOPs"
     interval = f", interval {claim.low:.2f} to {claim.high:.2f}" if claim.low is not None and claim.high else ""
+    precision = "" if claim.precision == "fp32" else f"{claim.precision}, "
     return (
-        f"{claim.verdict}: {claim.variant} {claim.claim:.2f}x faster than {claim.against} at batch {claim.batch} "
-        f"on {claim.engine} ({asked}); measured {claim.estimate:.2f}x{interval}"
+        f"{claim.verdict}: {claim.variant} {claim.claim:.2f}x faster than {claim.against} at {precision}batch "
+        f"{claim.batch} on {claim.engine} ({asked}); measured {claim.estimate:.2f}x{interval}"
     )
 
 
