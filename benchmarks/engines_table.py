@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from engines_networks import NETWORKS
+
 Record = Mapping[str, Any]
 Cells = Mapping[str, Record]
 
@@ -39,6 +41,9 @@ def line_of(record: Record) -> str:
 
 def _matrix(cells: Cells, networks: Cells, failures: list[str]) -> list[str]:
     rows = list(dict.fromkeys(tuple(key.split("/")[:3]) for key in cells))
+    # Several networks are worked on at once, so the records come mixed.
+    order = [*NETWORKS, *networks]
+    rows.sort(key=lambda row: order.index(row[0]))
     columns = list(dict.fromkeys(key.split("/")[3] for key in cells if not key.split("/")[3].startswith("onnx")))
     lines = [
         "| network | variant | precision | ONNX | its layers | torch's own | " + " | ".join(columns) + " |",
