@@ -41,7 +41,7 @@ def style_for_engine(precision: str, engine: str) -> str | None:
     """How int8 files for an engine are quantised, None for other precisions."""
     if precision != INT8:
         return None
-    from prune2deploy.export.quantize import style_for
+    from prune2deploy.export.int8.quantize import style_for
 
     return str(style_for(engine))
 
@@ -68,7 +68,7 @@ def export_cell(folder: Path, variant: str, precision: str, style: str | None) -
 
 def quantized_from_fp32(folder: Path, variant: str, path: Path, style: str | None) -> None:
     """Write the int8 file of a variant, from its fp32 file and the calibration images."""
-    from prune2deploy.export.quantize import QuantizationOptions, quantize_onnx
+    from prune2deploy.export.int8.quantize import QuantizationOptions, quantize_onnx
 
     source = onnx_file(folder, variant, "fp32", None)
     if not source.is_file():

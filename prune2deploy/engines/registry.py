@@ -1,10 +1,10 @@
 """Which engines there are. A new engine is one line here."""
 
 from prune2deploy.engines.engine import Engine
+from prune2deploy.engines.onnxruntime.cpu import OrtCpuEngine
+from prune2deploy.engines.onnxruntime.cuda import OrtCudaEngine
 from prune2deploy.engines.openvino import OpenVINOEngine
-from prune2deploy.engines.ort_cpu import OrtCpuEngine
-from prune2deploy.engines.ort_cuda import OrtCudaEngine
-from prune2deploy.engines.tensorrt_family import TensorRTEngine, TensorRTRTXEngine
+from prune2deploy.engines.tensorrt.family import TensorRTEngine, TensorRTRTXEngine
 from prune2deploy.engines.torch_engine import TorchEngine
 from prune2deploy.errors import EngineError, InputError
 

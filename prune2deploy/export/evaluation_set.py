@@ -12,10 +12,10 @@ from torch.utils.data import Dataset
 
 from prune2deploy.errors import DataError, ModelError
 from prune2deploy.evaluation import EvaluationSet
-from prune2deploy.export.file_inputs import file_inputs, file_shape, network_inputs
-from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import cpu_copy
-from prune2deploy.export.output_passes import check_top_k
+from prune2deploy.export.passes.file_inputs import file_inputs, file_shape, network_inputs
+from prune2deploy.export.passes.graph import GraphPasses
+from prune2deploy.export.passes.outputs import check_top_k
 from prune2deploy.export.reasons import reason_of
 from prune2deploy.progress import SILENT, Progress
 

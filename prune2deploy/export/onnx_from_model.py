@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from prune2deploy.errors import ModelError
-from prune2deploy.export.ends import ONNX_HALVES, with_float32_ends, with_half_ends
 from prune2deploy.export.external_data import data_path, write_onnx
-from prune2deploy.export.graph_passes import BATCH_NAME, GraphPasses, apply_passes, unfolded_batch_norms, with_metadata
+from prune2deploy.export.passes.ends import ONNX_HALVES, with_float32_ends, with_half_ends
+from prune2deploy.export.passes.graph import BATCH_NAME, GraphPasses, apply_passes, unfolded_batch_norms, with_metadata
 from prune2deploy.export.precision import HALF_TYPES, OPSETS, float32_layers, half_program
 from prune2deploy.export.reasons import reason_of
 from prune2deploy.progress import SILENT, Progress

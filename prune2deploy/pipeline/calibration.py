@@ -11,8 +11,8 @@ from prune2deploy.checkpoint.bundle import read_manifest
 from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import Normalization
 from prune2deploy.errors import DataError, InputError
-from prune2deploy.export.file_inputs import file_inputs
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.passes.file_inputs import file_inputs
+from prune2deploy.export.passes.graph import GraphPasses
 from prune2deploy.pipeline.places import settled_data
 from prune2deploy.pipeline.requests import ExportRequest
 from prune2deploy.progress import SILENT, Progress

@@ -17,15 +17,15 @@ from prune2deploy.data.load import load_data
 from prune2deploy.data.splits import Normalization
 from prune2deploy.engines.census import file_census
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.engines.tensorrt_check import check_parses, installed_parser
+from prune2deploy.engines.tensorrt.check import check_parses, installed_parser
 from prune2deploy.errors import EngineError, InputError, P2DError, ParityError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.evaluation_set import make_evaluation_set
 from prune2deploy.export.external_data import data_path
-from prune2deploy.export.graph_passes import GraphPasses
-from prune2deploy.export.int8_from_onnx import export_int8
+from prune2deploy.export.int8.from_onnx import export_int8
 from prune2deploy.export.onnx_from_model import ExportedFile as WrittenFile
 from prune2deploy.export.onnx_from_model import export_onnx
+from prune2deploy.export.passes.graph import GraphPasses
 from prune2deploy.pipeline.calibration import calibration_images
 from prune2deploy.pipeline.choices import PRECISIONS
 from prune2deploy.pipeline.file_settings import FileSettings, settings_for

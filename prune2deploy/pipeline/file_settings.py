@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.errors import InputError
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.int8.quantize import QuantizationOptions, Style, style_for
+from prune2deploy.export.passes.graph import GraphPasses
 from prune2deploy.export.precision import HALF_TYPES
-from prune2deploy.export.quantize import QuantizationOptions, Style, style_for
 from prune2deploy.pipeline.requests import ExportRequest
 from prune2deploy.run import RunFolder
 

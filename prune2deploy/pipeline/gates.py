@@ -19,7 +19,7 @@ from prune2deploy.engines.agreement import check_agreement
 from prune2deploy.engines.engine import BuildOptions, BuiltEngine
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
-from prune2deploy.engines.tensorrt_check import check_parses
+from prune2deploy.engines.tensorrt.check import check_parses
 from prune2deploy.errors import EngineError, InputError, ParityError, StorageError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.widen import write_widened

@@ -82,7 +82,7 @@ def _has_file(run: RunFolder, variant: VariantRecord, precision: str, engine: st
 
 def _is_in_style(path: Path, engine: str) -> bool:
     """Whether an int8 file quantises as ``engine`` wants it."""
-    from prune2deploy.export.quantize import style_for
+    from prune2deploy.export.int8.quantize import style_for
 
     return read_onnx_file(path).metadata.get("style") == json.dumps(style_for(engine))
 

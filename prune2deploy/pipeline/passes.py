@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prune2deploy.errors import InputError
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses, Normalization
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses, Normalization
 from prune2deploy.pipeline.requests import ExportRequest
 
 

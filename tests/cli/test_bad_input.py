@@ -244,7 +244,7 @@ def test_what_is_no_onnx_file_is_not_measured(name, refused):
 
 def test_an_engine_that_is_not_installed_says_how_to_get_it(refused, monkeypatch):
     from prune2deploy.engines.engine import Availability
-    from prune2deploy.engines.tensorrt_family import TensorRTEngine
+    from prune2deploy.engines.tensorrt.family import TensorRTEngine
 
     absent = Availability(runs=False, builds=False, reason="tensorrt is not installed", hint="pip install tensorrt")
     monkeypatch.setattr(TensorRTEngine, "availability", lambda self: absent)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.engines.engine_census import EngineLayer, census_of_engine
-from prune2deploy.engines.ort_census import optimised_census
+from prune2deploy.engines.onnxruntime.census import optimised_census
 
 # FLOPs of the network of write_network at batch 1: 2 * 64 pixels * 3 * 16, and 2 * 16 * 5.
 CONV, HEAD = 6144, 160

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.engines.engine_file import EngineRecord, read_engine, sidecar_path, write_engine
+from prune2deploy.engines.tensorrt.engine_file import EngineRecord, read_engine, sidecar_path, write_engine
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.storage import sha256_of_file
 

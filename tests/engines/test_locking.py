@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from prune2deploy.engines.locking import locked
+from prune2deploy.engines.tensorrt.locking import locked
 from prune2deploy.errors import StorageError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from prune2deploy.engines.locking import locked
+from prune2deploy.engines.tensorrt.locking import locked
 with locked(Path(sys.argv[1]), seconds=10):
     print("held", flush=True)
     sys.stdin.readline()
@@ -22,7 +22,7 @@ with locked(Path(sys.argv[1]), seconds=10):
 COUNT = """
 import sys
 from pathlib import Path
-from prune2deploy.engines.locking import locked
+from prune2deploy.engines.tensorrt.locking import locked
 path = Path(sys.argv[1])
 for _ in range(25):
     with locked(path, seconds=60):

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from prune2deploy.engines.census import Census, require_layers_of
 from prune2deploy.engines.engine import BuildOptions
-from prune2deploy.engines.ort_cpu import OrtCpuEngine
+from prune2deploy.engines.onnxruntime.cpu import OrtCpuEngine
 from prune2deploy.errors import EngineError, InputError
 
 ENGINE = OrtCpuEngine()

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from prune2deploy.engines import ort_cuda
 from prune2deploy.engines.cuda import CudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.engines.ort_cuda import CUDA_PROVIDER, OrtCudaEngine, OrtCudaRun
-from prune2deploy.engines.ort_session import CPU_PROVIDER, Provider, open_session
+from prune2deploy.engines.onnxruntime import cuda as ort_cuda
+from prune2deploy.engines.onnxruntime.cuda import CUDA_PROVIDER, OrtCudaEngine, OrtCudaRun
+from prune2deploy.engines.onnxruntime.session import CPU_PROVIDER, Provider, open_session
 from prune2deploy.errors import EngineError
 
 ENGINE = OrtCudaEngine()

@@ -7,7 +7,7 @@ import pytest
 
 from prune2deploy.engines.accuracy import engine_accuracy
 from prune2deploy.engines.engine import BuildOptions, BuiltEngine
-from prune2deploy.engines.ort_cpu import OrtCpuEngine
+from prune2deploy.engines.onnxruntime.cpu import OrtCpuEngine
 from prune2deploy.engines.parity import check_parity, relative_error
 from prune2deploy.errors import InputError, ParityError
 from prune2deploy.evaluation import EvaluationSet

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from prune2deploy.engines.engine import Availability
-from prune2deploy.engines.ort_cpu import OrtCpuEngine
+from prune2deploy.engines.onnxruntime.cpu import OrtCpuEngine
 from prune2deploy.engines.registry import all_engines, best_engine, engine_named
 from prune2deploy.errors import EngineError, InputError
 

@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from prune2deploy.engines import tensorrt_family
 from prune2deploy.engines.cuda import CudaDevice, NoCudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions
-from prune2deploy.engines.engine_file import read_engine, sidecar_path
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.engines.tensorrt_family import TensorRTEngine, TensorRTRTXEngine
+from prune2deploy.engines.tensorrt import family as tensorrt_family
+from prune2deploy.engines.tensorrt.engine_file import read_engine, sidecar_path
+from prune2deploy.engines.tensorrt.family import TensorRTEngine, TensorRTRTXEngine
 from prune2deploy.errors import EngineError, InputError
 
 library = pytest.importorskip("tensorrt_rtx")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from prune2deploy.engines import tensorrt_check
-from prune2deploy.engines.tensorrt_check import check_parses
+from prune2deploy.engines.tensorrt import check as tensorrt_check
+from prune2deploy.engines.tensorrt.check import check_parses
 from prune2deploy.errors import EngineError, InputError
 
 pytest.importorskip("tensorrt_rtx")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.engines.tensorrt_layers import engine_census, engine_layers, layer_summary, node_flops
+from prune2deploy.engines.tensorrt.layers import engine_census, engine_layers, layer_summary, node_flops
 
 FP32 = "Row major linear FP32 format (kLINEAR)"
 FP16 = "Channel major FP16 format where channel % 8 == 0 and every 8 channels (kHWC8)"

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune2deploy.engines.tensorrt_monitor import BuildWatch
+from prune2deploy.engines.tensorrt.monitor import BuildWatch
 
 
 class RecordingTask:

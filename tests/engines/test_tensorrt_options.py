@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from prune2deploy.engines.cuda import NoCudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions, TensorRTOptions
-from prune2deploy.engines.engine_file import read_record, sidecar_path
-from prune2deploy.engines.tensorrt_family import TensorRTRTXEngine
-from prune2deploy.engines.tensorrt_settings import offered_capabilities
+from prune2deploy.engines.tensorrt.engine_file import read_record, sidecar_path
+from prune2deploy.engines.tensorrt.family import TensorRTRTXEngine
+from prune2deploy.engines.tensorrt.settings import offered_capabilities
 from prune2deploy.errors import EngineError, InputError, StorageError
 
 library = pytest.importorskip("tensorrt_rtx")

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from prune2deploy.engines import tensorrt_family
 from prune2deploy.engines.engine import BuildOptions
-from prune2deploy.engines.engine_file import read_record
-from prune2deploy.engines.tensorrt_family import TensorRTRTXEngine
+from prune2deploy.engines.tensorrt import family as tensorrt_family
+from prune2deploy.engines.tensorrt.engine_file import read_record
+from prune2deploy.engines.tensorrt.family import TensorRTRTXEngine
 from prune2deploy.errors import StorageError
 from prune2deploy.storage import sha256_of_file
 
@@ -29,7 +29,7 @@ BUILD = """
 import json, sys
 from pathlib import Path
 from prune2deploy.engines.engine import BuildOptions
-from prune2deploy.engines.tensorrt_family import TensorRTRTXEngine
+from prune2deploy.engines.tensorrt.family import TensorRTRTXEngine
 print("ready", flush=True)
 sys.stdin.readline()
 summary = TensorRTRTXEngine().build_file(Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions(batches=(1, 4)))

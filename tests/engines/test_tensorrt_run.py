@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
-from prune2deploy.engines.engine_file import read_record
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
-from prune2deploy.engines.tensorrt_family import TensorRTEngine
-from prune2deploy.engines.tensorrt_profile import profile_layers
-from prune2deploy.engines.tensorrt_run import TensorRTRun
+from prune2deploy.engines.tensorrt.engine_file import read_record
+from prune2deploy.engines.tensorrt.family import TensorRTEngine
+from prune2deploy.engines.tensorrt.profile import profile_layers
+from prune2deploy.engines.tensorrt.run import TensorRTRun
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.evaluation import EvaluationSet
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.engines import timing_cache
-from prune2deploy.engines.tensorrt_library import listening
-from prune2deploy.engines.timing_cache import kept_timings, timing_cache_path
+from prune2deploy.engines.tensorrt import timing_cache
+from prune2deploy.engines.tensorrt.library import listening
+from prune2deploy.engines.tensorrt.timing_cache import kept_timings, timing_cache_path
 from prune2deploy.progress import SILENT, Task
 
 library = pytest.importorskip("tensorrt_rtx")

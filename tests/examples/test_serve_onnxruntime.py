@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve_onnxruntime.py"
 DIGITS = load_digits()

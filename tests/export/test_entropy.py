@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prune2deploy.export.entropy import entropy_threshold
+from prune2deploy.export.int8.entropy import entropy_threshold
 
 
 def histogram(values: np.ndarray, bins: int = 2048) -> tuple[np.ndarray, np.ndarray]:

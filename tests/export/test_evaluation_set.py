@@ -13,7 +13,7 @@ from prune2deploy.errors import DataError, InputError, ModelError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export import evaluation_set
 from prune2deploy.export.evaluation_set import make_evaluation_set
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
 
 SHAPE = (2, 4, 4)
 

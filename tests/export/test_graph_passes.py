@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.errors import InputError, ModelError
-from prune2deploy.export.graph_passes import GraphPasses, apply_passes, unfolded_batch_norms, with_metadata
+from prune2deploy.export.passes.graph import GraphPasses, apply_passes, unfolded_batch_norms, with_metadata
 
 
 def graph_of(

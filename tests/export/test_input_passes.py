@@ -14,9 +14,9 @@ from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import InputError, ModelError
 from prune2deploy.export.external_data import write_onnx
-from prune2deploy.export.file_inputs import file_inputs, file_shape, network_inputs
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses, apply_passes
-from prune2deploy.export.resizing import Resizing
+from prune2deploy.export.passes.file_inputs import file_inputs, file_shape, network_inputs
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses, apply_passes
+from prune2deploy.export.passes.resizing import Resizing
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 TARGET = (20, 24)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prune2deploy.export.node_names import modules_of_nodes, rename_nodes
 from prune2deploy.export.onnx_from_model import export_onnx
+from prune2deploy.export.passes.node_names import modules_of_nodes, rename_nodes
 
 
 class Block(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prune2deploy.errors import ModelError, ParityError, StorageError
-from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import ExportedFile, export_onnx
+from prune2deploy.export.passes.graph import GraphPasses
 
 SHAPE = (3, 12, 12)
 

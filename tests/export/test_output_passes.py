@@ -16,8 +16,8 @@ from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import InputError, ModelError
 from prune2deploy.evaluation import EvaluationSet
 from prune2deploy.export.evaluation_set import make_evaluation_set
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
 
 SHAPE = (3, 6, 6)
 CLASSES = 10

@@ -14,9 +14,9 @@ import torchvision
 from torch import Tensor, nn
 
 from prune2deploy.engines.parity import GATES
-from prune2deploy.engines.tensorrt_check import check_parses
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.engines.tensorrt.check import check_parses
 from prune2deploy.export.onnx_from_model import ExportedFile, export_onnx
+from prune2deploy.export.passes.graph import GraphPasses
 from prune2deploy.export.widen import write_widened
 
 SHAPE = (3, 16, 16)

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from prune2deploy.errors import DataError, InputError, ModelError, StorageError
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
+from prune2deploy.export.int8.quantize import STYLES, QuantizationOptions, Quantized, quantize_onnx, style_for
 from prune2deploy.export.onnx_from_model import export_onnx
-from prune2deploy.export.quantize import STYLES, QuantizationOptions, Quantized, quantize_onnx, style_for
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
 
 SHAPE = (3, 12, 12)
 METADATA = {"variant": "dense", "precision": "int8"}
@@ -216,7 +216,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from prune2deploy.export.quantize import QuantizationOptions, quantize_onnx
+from prune2deploy.export.int8.quantize import QuantizationOptions, quantize_onnx
 images = np.random.default_rng(0).standard_normal((24, 3, 12, 12), dtype=np.float32)
 quantize_onnx(Path(sys.argv[1]), Path(sys.argv[2]), images, QuantizationOptions(style=sys.argv[3]))
 """

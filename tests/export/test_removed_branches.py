@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from prune2deploy.budget.from_mask import plan_from_mask
-from prune2deploy.export.graph_passes import GraphPasses
 from prune2deploy.export.onnx_from_model import export_onnx
-from prune2deploy.export.zeros import drop_added_zeros
+from prune2deploy.export.passes.graph import GraphPasses
+from prune2deploy.export.passes.zeros import drop_added_zeros
 from prune2deploy.graph.trace import trace
 from prune2deploy.model.zoo.resnet import resnet20
 from prune2deploy.model.zoo.wide_resnet import wrn40_2

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
 from prune2deploy.cli.app import app
-from prune2deploy.engines.engine_file import read_record
+from prune2deploy.engines.tensorrt.engine_file import read_record
 from prune2deploy.run import OnnxRecord, RunFolder, RunManifest, VariantRecord
 from prune2deploy.storage import sha256_of_file
 
@@ -145,7 +145,7 @@ def test_an_interrupted_build_leaves_with_130_and_goes_on_with_what_is_missing(
     # SIGINT as soon as the second build shows its first phase.
     program = (
         "import os, signal, sys\n"
-        "from prune2deploy.engines import tensorrt_monitor\n"
+        "from prune2deploy.engines.tensorrt import monitor as tensorrt_monitor\n"
         "begun = []\n"
         "start = tensorrt_monitor.BuildWatch.phase_start\n"
         "def phase_start(self, name, parent, steps):\n"

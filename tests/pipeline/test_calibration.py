@@ -9,7 +9,7 @@ import pytest
 
 from prune2deploy.data.load import load_data
 from prune2deploy.errors import DataError, InputError
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
 from prune2deploy.pipeline.calibration import calibration_images
 from prune2deploy.pipeline.requests import ExportRequest
 from prune2deploy.progress import SILENT

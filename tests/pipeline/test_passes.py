@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prune2deploy.errors import InputError
-from prune2deploy.export.graph_passes import GraphPasses
+from prune2deploy.export.passes.graph import GraphPasses
 from prune2deploy.pipeline.passes import passes_for
 from prune2deploy.pipeline.requests import ExportRequest
 

@@ -12,15 +12,21 @@ from typing import Any, ClassVar
 from prune2deploy.engines.census import Census, file_census, require_layers_of
 from prune2deploy.engines.cuda import CudaDevice, NoCudaDevice, find_device
 from prune2deploy.engines.engine import Availability, BuildOptions, BuildSummary, BuiltEngine
-from prune2deploy.engines.engine_file import EngineRecord, read_engine, read_record, require_space, write_engine
-from prune2deploy.engines.locking import locked
 from prune2deploy.engines.onnx_file import OnnxFile, read_onnx_file, require_precision
-from prune2deploy.engines.tensorrt_build import serialized_from_onnx
-from prune2deploy.engines.tensorrt_layers import engine_census, node_flops
-from prune2deploy.engines.tensorrt_library import INSTALL, is_installed, listening, loaded_library
-from prune2deploy.engines.tensorrt_run import TensorRTRun, deserialized, inspected_layers
-from prune2deploy.engines.tensorrt_settings import offered_capabilities
-from prune2deploy.engines.timing_cache import timing_cache_path
+from prune2deploy.engines.tensorrt.build import serialized_from_onnx
+from prune2deploy.engines.tensorrt.engine_file import (
+    EngineRecord,
+    read_engine,
+    read_record,
+    require_space,
+    write_engine,
+)
+from prune2deploy.engines.tensorrt.layers import engine_census, node_flops
+from prune2deploy.engines.tensorrt.library import INSTALL, is_installed, listening, loaded_library
+from prune2deploy.engines.tensorrt.locking import locked
+from prune2deploy.engines.tensorrt.run import TensorRTRun, deserialized, inspected_layers
+from prune2deploy.engines.tensorrt.settings import offered_capabilities
+from prune2deploy.engines.tensorrt.timing_cache import timing_cache_path
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.storage import sha256_of_file

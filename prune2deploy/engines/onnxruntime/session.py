@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prune2deploy.engines.engine import Array, Availability, TensorInfo
 from prune2deploy.engines.onnx_file import OnnxFile, load_onnx_proto, nodes_of_operator
-from prune2deploy.engines.ort_census import optimised_census
+from prune2deploy.engines.onnxruntime.census import optimised_census
 from prune2deploy.engines.preconditions import closed
 from prune2deploy.errors import EngineError, InputError
 

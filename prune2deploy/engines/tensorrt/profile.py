@@ -4,7 +4,7 @@ comparing: the layers are timed one by one, without a CUDA graph.
 
 from typing import Any
 
-from prune2deploy.engines.tensorrt_run import TensorRTRun
+from prune2deploy.engines.tensorrt.run import TensorRTRun
 from prune2deploy.errors import InputError
 
 

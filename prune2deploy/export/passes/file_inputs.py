@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from prune2deploy.errors import ModelError
-from prune2deploy.export.graph_passes import BYTE_IMAGES, GraphPasses
-from prune2deploy.export.resizing import Resizing
+from prune2deploy.export.passes.graph import BYTE_IMAGES, GraphPasses
+from prune2deploy.export.passes.resizing import Resizing
 
 FileInputs = NDArray[np.float32] | NDArray[np.uint8]
 

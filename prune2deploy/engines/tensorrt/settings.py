@@ -13,9 +13,9 @@ Seen with TensorRT for RTX 1.7.1, without a GPU:
 from typing import Any
 
 from prune2deploy.engines.engine import BuildOptions, TensorRTOptions
-from prune2deploy.engines.tensorrt_library import last_error
-from prune2deploy.engines.tensorrt_network import ParsedNetwork
-from prune2deploy.engines.tensorrt_shapes import Profile, Shapes
+from prune2deploy.engines.tensorrt.library import last_error
+from prune2deploy.engines.tensorrt.network import ParsedNetwork
+from prune2deploy.engines.tensorrt.shapes import Profile, Shapes
 from prune2deploy.errors import EngineError, InputError
 
 

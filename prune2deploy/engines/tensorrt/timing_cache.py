@@ -13,7 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from prune2deploy.engines.locking import locked
+from prune2deploy.engines.tensorrt.locking import locked
 from prune2deploy.errors import StorageError
 from prune2deploy.progress import Progress
 from prune2deploy.storage import write_bytes

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from prune2deploy.engines.onnx_file import read_onnx_file
-from prune2deploy.engines.tensorrt_library import INSTALL, is_installed, listening, loaded_library
-from prune2deploy.engines.tensorrt_network import parsed_network
+from prune2deploy.engines.tensorrt.library import INSTALL, is_installed, listening, loaded_library
+from prune2deploy.engines.tensorrt.network import parsed_network
 from prune2deploy.errors import EngineError
 
 # TensorRT for RTX first: its parser works on machines that have no GPU.

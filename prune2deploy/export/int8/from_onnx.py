@@ -8,9 +8,9 @@ import onnx
 from numpy.typing import NDArray
 
 from prune2deploy.export.external_data import data_path, write_onnx
-from prune2deploy.export.graph_passes import with_metadata
+from prune2deploy.export.int8.quantize import QuantizationOptions, quantize_onnx
 from prune2deploy.export.onnx_from_model import ExportedFile, Gate, described
-from prune2deploy.export.quantize import QuantizationOptions, quantize_onnx
+from prune2deploy.export.passes.graph import with_metadata
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.storage import atomic_pair
 

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from prune2deploy.errors import DataError, InputError, StorageError
-from prune2deploy.export.entropy import LEVELS, entropy_threshold
+from prune2deploy.export.int8.entropy import LEVELS, entropy_threshold
 from prune2deploy.progress import SILENT, Progress, Task
 
 METHODS = ("minmax", "entropy", "percentile")

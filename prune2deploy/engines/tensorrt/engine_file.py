@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prune2deploy.engines.tensorrt_shapes import Range, profile_number, spelled
+from prune2deploy.engines.tensorrt.shapes import Range, profile_number, spelled
 from prune2deploy.errors import EngineError, InputError, StorageError
 from prune2deploy.storage import read_json, sha256_of_file, write_bytes, write_json
 

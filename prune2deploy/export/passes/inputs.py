@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from prune2deploy.errors import ModelError
-from prune2deploy.export.node_names import free_name
-from prune2deploy.export.resizing import Resizing
+from prune2deploy.export.passes.node_names import free_name
+from prune2deploy.export.passes.resizing import Resizing
 
 PREPROCESSING = "preprocess/"
 """How the names of these nodes begin."""

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from prune2deploy.engines.census import Census
 from prune2deploy.engines.cuda import DeviceBuffer, Graph, Stream
 from prune2deploy.engines.engine import Array, TensorInfo
-from prune2deploy.engines.engine_file import EngineRecord
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.engines.tensorrt_layers import EngineLayer, engine_census, engine_layers, layer_summary, node_flops
-from prune2deploy.engines.tensorrt_library import last_error, listening
-from prune2deploy.engines.tensorrt_shapes import profile_number, spelled
+from prune2deploy.engines.tensorrt.engine_file import EngineRecord
+from prune2deploy.engines.tensorrt.layers import EngineLayer, engine_census, engine_layers, layer_summary, node_flops
+from prune2deploy.engines.tensorrt.library import last_error, listening
+from prune2deploy.engines.tensorrt.shapes import profile_number, spelled
 from prune2deploy.errors import EngineError, InputError
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from prune2deploy.engines.cuda import NoCudaDevice, find_device
 from prune2deploy.engines.engine import Array, Availability, BuildOptions, BuildSummary, BuiltEngine
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.engines.ort_session import OrtRun, Provider, one_line, ort_errors, package_availability
+from prune2deploy.engines.onnxruntime.session import OrtRun, Provider, one_line, ort_errors, package_availability
 from prune2deploy.engines.preconditions import checked_file, no_stored_engine
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress

@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 
 from prune2deploy.errors import InputError
 from prune2deploy.export.external_data import with_shapes
-from prune2deploy.export.input_passes import prepend_images, prepend_normalization
-from prune2deploy.export.node_names import free_name, modules_of_nodes, rename_nodes
-from prune2deploy.export.output_passes import append_softmax, append_top_k
-from prune2deploy.export.zeros import drop_added_zeros
+from prune2deploy.export.passes.inputs import prepend_images, prepend_normalization
+from prune2deploy.export.passes.node_names import free_name, modules_of_nodes, rename_nodes
+from prune2deploy.export.passes.outputs import append_softmax, append_top_k
+from prune2deploy.export.passes.zeros import drop_added_zeros
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "output"

@@ -15,12 +15,12 @@ from typing import Any
 
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.engines.tensorrt_library import last_error, listening
-from prune2deploy.engines.tensorrt_monitor import BuildWatch, progress_monitor
-from prune2deploy.engines.tensorrt_network import ParsedNetwork, blamed_node, parsed_network
-from prune2deploy.engines.tensorrt_settings import configuration_for
-from prune2deploy.engines.tensorrt_shapes import Shapes, shapes_for
-from prune2deploy.engines.timing_cache import kept_timings
+from prune2deploy.engines.tensorrt.library import last_error, listening
+from prune2deploy.engines.tensorrt.monitor import BuildWatch, progress_monitor
+from prune2deploy.engines.tensorrt.network import ParsedNetwork, blamed_node, parsed_network
+from prune2deploy.engines.tensorrt.settings import configuration_for
+from prune2deploy.engines.tensorrt.shapes import Shapes, shapes_for
+from prune2deploy.engines.tensorrt.timing_cache import kept_timings
 from prune2deploy.errors import EngineError
 from prune2deploy.progress import Progress
 

@@ -19,8 +19,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from prune2deploy.errors import InputError, ModelError
-from prune2deploy.export.calibrate import activation_ranges, check_images, known_method
-from prune2deploy.export.quantized_nodes import NodeChoice, WeightLayer, carried_through, choose_nodes
+from prune2deploy.export.int8.calibrate import activation_ranges, check_images, known_method
+from prune2deploy.export.int8.nodes import NodeChoice, WeightLayer, carried_through, choose_nodes
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.storage import atomic_path
 

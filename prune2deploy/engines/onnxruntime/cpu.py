@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from prune2deploy.engines.engine import Availability, BuildOptions, BuildSummary, BuiltEngine
-from prune2deploy.engines.ort_session import CPU_PROVIDER, OrtRun, Provider, package_availability
+from prune2deploy.engines.onnxruntime.session import CPU_PROVIDER, OrtRun, Provider, package_availability
 from prune2deploy.engines.preconditions import checked_file, no_stored_engine
 from prune2deploy.progress import SILENT, Progress
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from prune2deploy.errors import InputError, ModelError
-from prune2deploy.export.node_names import free_name
+from prune2deploy.export.passes.node_names import free_name
 
 SCORES_NAME = "scores"
 CLASSES_NAME = "classes"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prune2deploy.engines.onnx_file import load_onnx_proto
-from prune2deploy.engines.tensorrt_library import last_error
+from prune2deploy.engines.tensorrt.library import last_error
 from prune2deploy.errors import EngineError, InputError
 
 
