@@ -37,7 +37,8 @@ class BuildWatch:
         """A phase of that many steps has begun, inside ``parent`` if there is one."""
         with self._lock:
             self._phases[name] = _Phase(parent=parent, steps=max(steps, 1))
-            if parent in self._phases:
+            # A new phase has nothing inside, so only one that is said to be inside itself could close a circle.
+            if parent in self._phases and parent != name:
                 self._phases[parent].child = name
             self._tell(name)
 
