@@ -30,6 +30,8 @@ def import_object(path: str, *, error_type: type[InputError]) -> object:
     importlib.invalidate_caches()
     try:
         found: object = importlib.import_module(module_name)
+    except MemoryError:
+        raise
     except Exception as error:
         raise _import_failure(module_name, error, folder=folder, error_type=error_type) from error
     for attribute in attribute_path.split("."):

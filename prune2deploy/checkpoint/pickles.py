@@ -122,6 +122,8 @@ def unpickle_trusting(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise CheckpointError(
             f"cannot be unpickled ({type(error).__name__}: {_first_line(error)})",

@@ -74,7 +74,7 @@ def _call(factory: Callable[..., object], offered: dict[str, Any], *, where: str
     try:
         parameters = inspect.signature(factory).parameters
         return factory(**{argument: value for argument, value in offered.items() if argument in parameters})
-    except P2DError:
+    except (P2DError, MemoryError):
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]

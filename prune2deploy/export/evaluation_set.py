@@ -110,6 +110,8 @@ def _reference(name: str, model: nn.Module, images: Tensor, passes: GraphPasses)
         for first in range(0, len(images), _REFERENCE_BATCH):
             try:
                 returned = network(images[first : first + _REFERENCE_BATCH])
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
             # The model's own code runs here, and may raise anything.
             except Exception as error:
                 raise ModelError(f"cannot run on its inputs: {reason_of(error)}", where=name) from error

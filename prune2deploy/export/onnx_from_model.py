@@ -147,6 +147,8 @@ def _traced(model: nn.Module, example: torch.Tensor, *, dynamic_batch: bool) -> 
     try:
         with _hushed():
             return torch.export.export(model, (example,), dynamic_shapes=sizes, strict=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     # The model's own code runs here, and may raise anything.
     except Exception as error:
         if dynamic_batch and "constraints violated" in str(error).lower():
@@ -167,6 +169,8 @@ def _translated(exported: torch.export.ExportedProgram, opset: int | None) -> on
     try:
         with _hushed():
             program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=opset)
+    except torch.OutOfMemoryError:
+        raise
     except (torch.onnx.OnnxExporterError, RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise ModelError(
             f"cannot be exported to ONNX: {reason_of(error)}", hint="replace that operator in the model's forward"

@@ -157,6 +157,8 @@ def export_program(
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()), torch.set_grad_enabled(training):
             warnings.simplefilter("ignore")
             return torch.export.export(model, inputs, dynamic_shapes=sizes if dynamic_batch else None, strict=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         raise _untraceable(model, inputs, error, seek_parts=not training and not dynamic_batch) from error
     finally:

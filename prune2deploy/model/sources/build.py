@@ -24,7 +24,7 @@ def build(source: Source, *, name: str, arguments: Arguments, where: str, seed: 
     try:
         with _seeded(seed):
             model = source.build(name, arguments)
-    except P2DError:
+    except (P2DError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ModelError(
