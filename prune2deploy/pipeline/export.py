@@ -49,8 +49,8 @@ Job = tuple[str, str]
 
 _BASE = "fp32"
 _FOR_TENSORRT = (
-    "int8 files are quantised as TensorRT wants them; ONNX Runtime and OpenVINO run them slowly on a CPU: for those "
-    "export with --engine ort-cpu or openvino"
+    "int8 files are quantised as TensorRT wants them; on a CPU ONNX Runtime runs most of them slower than fp32: for it "
+    "export with --engine ort-cpu"
 )
 
 
@@ -91,10 +91,10 @@ def run_export(request: ExportRequest, progress: Progress = SILENT) -> ExportOut
         return _outcome(run, jobs)
     images = None
     if any(precision == "int8" for _, precision in missing):
-        if "int8" in request.precisions and request.engine is None:
-            progress.note(_FOR_TENSORRT)
         asked = replace(request, calibration_images=settings["int8"].calibration_images)
         images = calibration_images(run, asked, passes, progress)
+        if "int8" in request.precisions and request.engine is None:
+            progress.note(_FOR_TENSORRT)
     stored = evaluation
     evaluation = stored or _evaluation_set(run, request, bundles, passes, progress)
     gates = Gates(run, request, evaluation, progress)
