@@ -17,7 +17,7 @@ from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import SILENT, Progress
-from prune2deploy.report.tables import result_tables
+from prune2deploy.report.measured_tables import result_tables
 from prune2deploy.run import RunFolder
 
 

@@ -81,13 +81,6 @@ def spell_number(value: object) -> str:
     return str(value)
 
 
-def join_words(words: Sequence[str]) -> str:
-    """``a, b and c``."""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def spell_moment(stamp: str) -> str:
     """An ISO 8601 time as ``31 January 2026, 14:25 UTC``; any other text as it stands."""
     try:

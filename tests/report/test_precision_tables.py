@@ -11,8 +11,9 @@ from prune2deploy.engines.census import Census
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.html import html_report
 from prune2deploy.report.markdown import markdown_report
+from prune2deploy.report.measured_tables import engines_table
 from prune2deploy.report.table import Table
-from prune2deploy.report.tables import engines_table, files_table, report_tables
+from prune2deploy.report.tables import files_table, report_tables
 from prune2deploy.run import OnnxRecord, RunManifest
 
 MIXED = Census.of([("fp16", 95), ("fp32", 5)], origin="engine")

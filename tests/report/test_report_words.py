@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from prune2deploy.report import figures
 from prune2deploy.report.canvas import colour_of, marker_of
 from prune2deploy.report.content import ReportContent
+from prune2deploy.report.measured_tables import result_tables, speed_table
 from prune2deploy.report.plots import pareto_front
-from prune2deploy.report.tables import report_tables, result_tables, speed_table, widths_table
+from prune2deploy.report.tables import report_tables, widths_table
 from prune2deploy.report.verdict import summary_of
 
 

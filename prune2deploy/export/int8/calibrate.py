@@ -1,8 +1,6 @@
 """Ranges of activations from calibration images, by ONNX Runtime's calibrators."""
 
 import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from prune2deploy.errors import DataError, InputError, StorageError
 from prune2deploy.export.int8.entropy import LEVELS, entropy_threshold
+from prune2deploy.export.int8.quiet import hushed
 from prune2deploy.progress import SILENT, Progress, Task
 
 METHODS = ("minmax", "entropy", "percentile")
@@ -75,7 +74,7 @@ def activation_ranges(
     # Entropy needs what percentile gathers: histograms of absolute values.
     wanted = CalibrationMethod.MinMax if method == "minmax" else CalibrationMethod.Percentile
     options: dict[str, Any] = {"symmetric": symmetric or method == "entropy", "percentile": _PERCENTILE}
-    with _working_folder() as folder, _hushed():
+    with _working_folder() as folder, hushed():
         path = folder / "network.onnx"
         path.write_bytes(model.SerializeToString())
         calibrator = create_calibrator(
@@ -170,15 +169,3 @@ def _working_folder() -> Iterator[Path]:
             where=tempfile.gettempdir(),
             hint="free some space there, or name another folder with the variable TMPDIR",
         ) from error
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what ONNX Runtime's tools print and log away from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

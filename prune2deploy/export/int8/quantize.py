@@ -4,10 +4,7 @@ Two styles, because TensorRT and the engines for CPUs want the quantisers at dif
 (``docs/decisions/0018-int8-styles.md``).
 """
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from prune2deploy.errors import InputError, ModelError
 from prune2deploy.export.int8.calibrate import activation_ranges, check_images, known_method
 from prune2deploy.export.int8.nodes import NodeChoice, WeightLayer, carried_through, choose_nodes
+from prune2deploy.export.int8.quiet import hushed
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.storage import atomic_path
 
@@ -163,7 +161,7 @@ def _quantized(
     )
     original = onnx.ModelProto()
     original.CopyFrom(model)
-    with _hushed():
+    with hushed():
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
@@ -260,15 +258,3 @@ def _narrow_note(name: str, narrow: Sequence[WeightLayer], layers: int) -> str:
         f"{name}: {len(narrow)} of {layers} int8 layers have fewer than {GRANULE} channels "
         f"(fewest: {worst.name} with {worst.channels}); int8 gains little there"
     )
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what ONNX Runtime's quantizer prints and logs away from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
