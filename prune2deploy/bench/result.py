@@ -41,6 +41,12 @@ class Row:
     ``build_medians_ns`` has one median a build; ``distribution_ns`` the quantiles 0, 2.5%, ..., 100% of all runs.
     ``flop_yield`` (``yield`` in the document) is the speed-up against dense times ``flops_fraction``: 1 means that
     every FLOP removed was paid out as time.
+
+    None where it was not measured or the engine cannot tell: ``device_ns`` is the time on the device alone (CUDA
+    events) and ``copy_ns`` that of copying the inputs there, which ``latency_ns`` does not hold; ``memory_bytes`` the
+    peak that loading and running added to a process; ``energy_joules`` that of one input; ``correct`` of ``evaluated``
+    inputs got their label through the engine; ``profile`` is the document of a ``bench.profile.Profile``.
+    ``file_bytes`` is the ONNX file with its external data.
     """
 
     variant: str
@@ -61,6 +67,14 @@ class Row:
     sha256: str
     agreement: float | None = None
     census: Mapping[str, Any] | None = None
+    device_ns: Percentiles | None = None
+    copy_ns: Percentiles | None = None
+    file_bytes: int | None = None
+    memory_bytes: int | None = None
+    energy_joules: float | None = None
+    correct: int | None = None
+    evaluated: int | None = None
+    profile: Mapping[str, Any] | None = None
 
     @property
     def computes_in(self) -> str | None:
@@ -204,6 +218,9 @@ def _row(document: Mapping[str, Any]) -> Row:
     fields = dict(document)
     fields["flop_yield"] = fields.pop("yield")
     fields["latency_ns"] = Percentiles(**fields["latency_ns"])
+    for name in ("device_ns", "copy_ns"):
+        if fields.get(name) is not None:
+            fields[name] = Percentiles(**fields[name])
     fields["speedups"] = tuple(
         Speedup(against=speedup["against"], interval=_interval(speedup)) for speedup in fields["speedups"]
     )

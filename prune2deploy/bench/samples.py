@@ -9,11 +9,17 @@ from prune2deploy.errors import InputError
 SCHEMA_VERSION = 1
 
 
+# What a block timed: whole runs by the wall clock, runs by the device's own clock, copies of the inputs to the device,
+# or (one sample) a queue of runs that was never empty.
+WALL, DEVICE, COPY, QUEUE = "wall", "device", "copy", "queue"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Consecutive timed runs of one engine. ``samples_ns`` holds the wall-clock time of each run in ns.
+    """Consecutive timed runs of one engine. ``samples_ns`` holds the time of each in ns.
 
     ``round`` counts from 0; ``position`` is the place in that round's random order. ``copy`` is 1 for the control.
+    ``kind`` is one of "wall", "device", "copy" and "queue"; a queue of ``runs`` runs is one sample.
     """
 
     variant: str
@@ -21,6 +27,8 @@ class Block:
     round: int
     position: int
     samples_ns: tuple[int, ...]
+    kind: str = WALL
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +36,7 @@ class Cell:
     """What one build measured at one precision and batch size.
 
     ``warmup`` has one entry a slot: variant, copy, medians_ns, steady. ``signals`` has one entry a round, taken
-    before it, and one after the last.
+    before it, and one after the last. ``dropped`` maps disturbed rounds (as text, for JSON) to what disturbed them.
     """
 
     precision: str
@@ -36,15 +44,25 @@ class Cell:
     blocks: tuple[Block, ...]
     warmup: tuple[Mapping[str, Any], ...]
     signals: tuple[Mapping[str, float | None], ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
-    def samples_of(self, variant: str, *, copy: int = 0) -> list[int]:
-        """All samples of one slot in ns, in the order they were taken."""
+    def blocks_of(self, variant: str, *, copy: int = 0, kind: str = WALL) -> list[Block]:
+        """The blocks of one slot that count (those of disturbed rounds do not), in the order they were taken."""
+        dropped = set(self.disturbed)
         return [
-            sample
+            block
             for block in self.blocks
-            if block.variant == variant and block.copy == copy
-            for sample in block.samples_ns
+            if (block.variant, block.copy, block.kind) == (variant, copy, kind) and block.round not in dropped
         ]
+
+    def samples_of(self, variant: str, *, copy: int = 0, kind: str = WALL) -> list[int]:
+        """All samples of one slot in ns that count, in the order they were taken."""
+        return [sample for block in self.blocks_of(variant, copy=copy, kind=kind) for sample in block.samples_ns]
+
+    @property
+    def disturbed(self) -> dict[int, str]:
+        """The rounds that do not count, each with its reason."""
+        return {int(number): reason for number, reason in self.dropped.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,12 @@ PRUNED = "pruned"
 
 MINIMUM_BUILDS_FOR_AN_INTERVAL = 3
 
+SCENARIOS = {
+    "batches": "closed loop over the batch sizes, judged by medians",
+    "single-stream": "one input at a time, judged by the 90th percentile (MLPerf)",
+    "offline": "all inputs at once, judged by throughput (MLPerf)",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -69,8 +75,11 @@ class BenchOptions:
     """How long and how carefully to measure.
 
     ``builds`` fresh processes are measured one after the other; in each, up to ``rounds`` rounds run every variant
-    for one block of about ``block_seconds``. ``max_seconds`` bounds the whole measurement: first rounds are given up,
-    then builds. ``threads`` are CPU threads inside one operator, pinned to as many CPUs.
+    for one block of about ``block_seconds``. With a ``half_width`` (0.02 is 2%) those builds are a pilot, which decides
+    how many there must be, ``max_builds`` at most, for the interval of every speed-up to be that narrow.
+    ``max_seconds`` bounds the whole measurement: first rounds are given up, then builds. ``threads`` are CPU threads
+    inside one operator, pinned to as many CPUs. ``scenario`` is one of ``SCENARIOS``. ``profile``, ``energy`` and
+    ``memory`` ask for what is measured aside, never inside a timed round.
     """
 
     threads: int = 1
@@ -80,6 +89,12 @@ class BenchOptions:
     max_seconds: float | None = None
     seed: int = 0
     confidence: float = 0.95
+    half_width: float | None = None
+    max_builds: int = 100
+    scenario: str = "batches"
+    profile: bool = False
+    energy: bool = False
+    memory: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threads", "builds", "rounds"):
@@ -91,6 +106,12 @@ class BenchOptions:
             raise InputError(f"must be above 0, not {self.max_seconds:g}", where="--max-seconds")
         if not 0 < self.confidence < 1:
             raise InputError(f"must lie between 0 and 1, not {self.confidence:g}", where="confidence")
+        if self.half_width is not None and not 0 < self.half_width < 1:
+            raise InputError(f"must lie between 0 and 1, not {self.half_width:g}", where="--half-width")
+        if self.scenario not in SCENARIOS:
+            raise InputError(
+                f"{self.scenario!r} is no scenario", where="--scenario", hint=f"choose from {', '.join(SCENARIOS)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
