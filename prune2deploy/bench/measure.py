@@ -1,9 +1,8 @@
 """A whole benchmark: builds in fresh processes, one after the other, then the verdicts."""
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from prune2deploy.bench.affinity import pick_cpus
 from prune2deploy.bench.environment import describe_environment
@@ -11,6 +10,7 @@ from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.process import run_build
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.bench.stopping import affordable_builds, builds_wanted
 from prune2deploy.bench.subjects import BenchRequest
 from prune2deploy.bench.summary import summarise
 from prune2deploy.engines.engine import Engine
@@ -19,6 +19,7 @@ from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress, Task
 
 _OVERRUN_SECONDS = 60.0
+_SECONDS_WITHOUT_LIMIT = 600.0
 
 
 def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchResult:
@@ -37,9 +38,7 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     # A GPU engine's driver runs threads of its own; confining them to the launching thread's CPU would slow it down.
     cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None
     environment = describe_environment(threads=request.options.threads, cpus=cpus)
-    names = ", ".join(dict.fromkeys(subject.variant for subject in request.subjects))
-    with progress.task(f"Measuring {names} on {request.engine}", total=request.options.builds) as task:
-        builds = _measure_builds(request, cpus, task)
+    builds = _measure_builds(request, cpus, progress)
     result = summarise(request, builds, environment=environment)
     for note in result.notes:
         progress.note(note)
@@ -66,49 +65,94 @@ def _usable_device(request: BenchRequest, engine: Engine) -> str:
 def _measure_builds(
     request: BenchRequest,
     cpus: tuple[int, ...] | None,
-    task: Task,
+    progress: Progress,
     *,
     run: Callable[..., BuildSamples] = run_build,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[BuildSamples]:
-    options, started = request.options, clock()
-    builds: list[BuildSamples] = []
-    wanted = options.builds
-    startup_seconds = 0.0
-    while len(builds) < wanted:
-        remaining = None if options.max_seconds is None else options.max_seconds - (clock() - started)
-        begun = clock()
-        job = BuildJob(
-            request=request,
-            build=len(builds),
-            cpus=cpus,
-            budget_seconds=None if remaining is None else remaining / (wanted - len(builds)) - startup_seconds,
+    """A pilot of ``options.builds`` builds, then as many more as it asks for and the time allows.
+
+    Without a time limit the pilot is always whole; what it asks for has ten minutes from the start.
+    """
+    names = ", ".join(dict.fromkeys(subject.variant for subject in request.subjects))
+    session = _Session(request=request, cpus=cpus, run=run, clock=clock, started=clock())
+    options = request.options
+    with progress.task(f"Measuring {names} on {request.engine}", total=options.builds) as task:
+        session.measure_pilot(task)
+    pilot = len(session.builds)
+    if pilot < options.builds:
+        return session.builds
+    further = session.affordable(builds_wanted(request, session.builds)) - pilot
+    if further > 0:
+        with progress.task(f"Narrowing the intervals to {options.half_width:.1%}", total=further) as task:
+            session.measure_further(further, task)
+    return session.builds
+
+
+@dataclass(slots=True, kw_only=True)
+class _Session:
+    """The builds so far, and what they took."""
+
+    request: BenchRequest
+    cpus: tuple[int, ...] | None
+    run: Callable[..., BuildSamples]
+    clock: Callable[[], float]
+    started: float
+    builds: list[BuildSamples] = field(default_factory=list)
+    startup_seconds: float = 0.0
+
+    def measure_pilot(self, task: Task) -> None:
+        """The builds asked for. Under a time limit rounds are given up first, then builds."""
+        options = self.request.options
+        wanted = options.builds
+        while len(self.builds) < wanted:
+            budget = None
+            if options.max_seconds is not None:
+                budget = self.seconds_left / (wanted - len(self.builds)) - self.startup_seconds
+            self._measure(task, number=len(self.builds) + 1, total=wanted, budget_seconds=budget)
+            if options.max_seconds is not None:
+                wanted = affordable_builds(
+                    done=len(self.builds),
+                    wanted=wanted,
+                    remaining_seconds=self.seconds_left,
+                    seconds_each=max(build.minimum_seconds for build in self.builds) + self.startup_seconds,
+                )
+
+    def measure_further(self, further: int, task: Task) -> None:
+        """Builds after the pilot, all of the pilot's kind: with fewer rounds their spread would be another."""
+        pilot = len(self.builds)
+        for number in range(1, further + 1):
+            if number > 1 and self.affordable(pilot + number) < pilot + number:
+                break
+            self._measure(task, number=number, total=further, budget_seconds=None)
+
+    def affordable(self, wanted: int) -> int:
+        """How many of ``wanted`` builds, whole ones, end in time."""
+        return affordable_builds(
+            done=len(self.builds),
+            wanted=wanted,
+            remaining_seconds=self.seconds_left,
+            seconds_each=max(build.seconds for build in self.builds) + self.startup_seconds,
         )
-        tell = _teller(task, number=len(builds) + 1, total=wanted)
-        samples = run(
-            job,
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the limit, or until that which holds for builds after the pilot."""
+        limit = self.request.options.max_seconds
+        return (_SECONDS_WITHOUT_LIMIT if limit is None else limit) - (self.clock() - self.started)
+
+    def _measure(self, task: Task, *, number: int, total: int, budget_seconds: float | None) -> None:
+        begun = self.clock()
+        tell = _teller(task, number=number, total=total)
+        bounded = self.request.options.max_seconds is not None
+        samples = self.run(
+            BuildJob(request=self.request, build=len(self.builds), cpus=self.cpus, budget_seconds=budget_seconds),
             tell=tell,
-            timeout_seconds=None if remaining is None else remaining + _OVERRUN_SECONDS,
+            timeout_seconds=self.seconds_left + _OVERRUN_SECONDS if bounded else None,
         )
         tell(1.0, "done")
-        builds.append(samples)
-        startup_seconds = max(startup_seconds, clock() - begun - samples.seconds)
-        if options.max_seconds is not None:
-            left = options.max_seconds - (clock() - started)
-            wanted = affordable_builds(
-                done=len(builds),
-                wanted=wanted,
-                remaining_seconds=left,
-                seconds_each=max(build.minimum_seconds for build in builds) + startup_seconds,
-            )
-    return builds
-
-
-def affordable_builds(*, done: int, wanted: int, remaining_seconds: float, seconds_each: float) -> int:
-    """How many builds there will be in all, if each further one takes at least ``seconds_each``."""
-    if seconds_each <= 0:
-        return wanted
-    return min(wanted, done + max(0, math.floor(remaining_seconds / seconds_each)))
+        self.builds.append(samples)
+        self.startup_seconds = max(self.startup_seconds, self.clock() - begun - samples.seconds)
 
 
 def _teller(task: Task, *, number: int, total: int) -> Tell:

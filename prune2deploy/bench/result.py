@@ -88,18 +88,31 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """The A/A control: the baseline's second copy against its first. ``passed`` is None without an interval."""
+    """The A/A control: the baseline's second copy against its first. ``passed`` is None without an interval.
+
+    ``disturbed`` says why too much of the measurement was disturbed to conclude anything, None if it was not.
+    """
 
     engine: str
     precision: str
     batch: int
     interval: Interval
     passed: bool | None
+    disturbed: str | None = None
+
+    @property
+    def valid(self) -> bool | None:
+        """Whether verdicts may rest on this measurement; None where the control has no interval."""
+        return False if self.disturbed is not None else self.passed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """Everything a benchmark found. ``samples`` is empty where the document was read without them."""
+    """Everything a benchmark found. ``samples`` is empty where the document was read without them.
+
+    ``baseline_comparison`` is the document of a ``bench.across.Comparison`` with an earlier result, under "file" its
+    path; None where none was asked for.
+    """
 
     environment: Mapping[str, Any]
     protocol: Mapping[str, Any]
@@ -109,6 +122,7 @@ class BenchResult:
     controls: tuple[Control, ...]
     notes: tuple[str, ...]
     samples: tuple[BuildSamples, ...] = ()
+    baseline_comparison: Mapping[str, Any] | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON object, without the raw samples."""
@@ -126,10 +140,12 @@ class BenchResult:
                     "batch": control.batch,
                     **_interval_document(control.interval),
                     "passed": control.passed,
+                    "disturbed": control.disturbed,
                 }
                 for control in self.controls
             ],
             "notes": list(self.notes),
+            "baseline_comparison": self.baseline_comparison,
         }
 
     @classmethod
@@ -156,6 +172,7 @@ class BenchResult:
                 ),
                 controls=tuple(_control(control) for control in document["controls"]),
                 notes=tuple(document["notes"]),
+                baseline_comparison=document.get("baseline_comparison"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"the result is damaged ({error})", where=where, hint="run `p2d bench` again") from error
@@ -236,4 +253,5 @@ def _control(document: Mapping[str, Any]) -> Control:
         batch=document["batch"],
         interval=_interval(document),
         passed=document["passed"],
+        disturbed=document.get("disturbed"),
     )

@@ -1,12 +1,13 @@
 """Raw samples: everything one build measured, kept as it came. Nothing is clipped or averaged here."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prune2deploy.errors import InputError
 
 SCHEMA_VERSION = 1
+MINIMUM_ROUNDS = 3
 
 
 # What a block timed: whole runs by the wall clock, runs by the device's own clock, copies of the inputs to the device,
@@ -58,6 +59,20 @@ class Cell:
     def samples_of(self, variant: str, *, copy: int = 0, kind: str = WALL) -> list[int]:
         """All samples of one slot in ns that count, in the order they were taken."""
         return [sample for block in self.blocks_of(variant, copy=copy, kind=kind) for sample in block.samples_ns]
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were run, those that do not count included."""
+        return max(len(self.signals) - 1, 0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether enough rounds were left alone: at least three, or all of them."""
+        return not self.dropped or self.rounds - len(self.dropped) >= MINIMUM_ROUNDS
+
+    def with_disturbed_rounds(self) -> "Cell":
+        """The same with every round counting: what is left to show where too little was undisturbed."""
+        return replace(self, dropped={})
 
     @property
     def disturbed(self) -> dict[int, str]:

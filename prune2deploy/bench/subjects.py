@@ -13,11 +13,13 @@ PRUNED = "pruned"
 
 MINIMUM_BUILDS_FOR_AN_INTERVAL = 3
 
+BATCHES, SINGLE_STREAM, OFFLINE = "batches", "single-stream", "offline"
 SCENARIOS = {
-    "batches": "closed loop over the batch sizes, judged by medians",
-    "single-stream": "one input at a time, judged by the 90th percentile (MLPerf)",
-    "offline": "all inputs at once, judged by throughput (MLPerf)",
+    BATCHES: "closed loop over the batch sizes, judged by medians",
+    SINGLE_STREAM: "one input at a time, judged by the 90th percentile (MLPerf)",
+    OFFLINE: "all inputs at once, judged by throughput (MLPerf)",
 }
+DEFAULT_BATCHES = {BATCHES: (1, 32), SINGLE_STREAM: (1,), OFFLINE: (32,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class BenchOptions:
     confidence: float = 0.95
     half_width: float | None = None
     max_builds: int = 100
-    scenario: str = "batches"
+    scenario: str = BATCHES
     profile: bool = False
     energy: bool = False
     memory: bool = False
@@ -120,7 +122,8 @@ class BenchRequest:
 
     ``claim`` is a speed-up against the baseline that every pruned row must reach, ``"flops"`` for the one that its
     FLOPs imply, None for none (the implied one is then judged all the same, without consequence). ``evaluation`` is an
-    ``evaluation.npz`` for parity, accuracy and real inputs.
+    ``evaluation.npz`` for parity, accuracy and real inputs. ``shapes`` are the whole shapes of inputs by name, batch
+    included, where the files leave more than the batch free; there is then one batch size.
     """
 
     subjects: tuple[Subject, ...]
@@ -129,6 +132,7 @@ class BenchRequest:
     evaluation: Path | None = None
     claim: float | Literal["flops"] | None = None
     options: BenchOptions = field(default_factory=BenchOptions)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.subjects:
@@ -138,6 +142,14 @@ class BenchRequest:
             raise InputError("two files carry the same variant and precision", hint="give them distinct names")
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):
             raise InputError("batch sizes must be distinct and at least 1", where="--batch")
+        if self.options.scenario == SINGLE_STREAM and self.batches != (1,):
+            raise InputError(
+                f"single-stream sends one input at a time, not {max(self.batches)}",
+                where="--batch",
+                hint="leave it out, or use --scenario batches",
+            )
+        if self.shapes and len(self.batches) > 1:
+            raise InputError("a shape has one batch size", where="--shape", hint="measure one shape at a time")
         if isinstance(self.claim, float | int) and not self.claim > 0:
             raise InputError(f"a speed-up must be above 0, not {self.claim:g}", where="--claim")
         if self.claim == "flops" and not any(
@@ -168,6 +180,15 @@ class BenchRequest:
     def subjects_at(self, precision: str) -> tuple[Subject, ...]:
         """The subjects of one precision, which are timed together."""
         return tuple(subject for subject in self.subjects if subject.precision == precision)
+
+    def compared_with(self, subject: Subject) -> tuple[str, ...]:
+        """The variants that a subject's speed is compared with: the baseline, and ``reduced`` where there is one."""
+        if subject.variant == self.baseline:
+            return ()
+        others = [self.baseline]
+        if subject.variant != REDUCED != self.baseline:
+            others += [other.variant for other in self.subjects_at(subject.precision) if other.variant == REDUCED]
+        return tuple(others)
 
     def is_claimed(self, variant: str) -> bool:
         """Whether claims are about this variant: ``pruned``, or in its absence all but the baseline and ``reduced``."""

@@ -1,39 +1,21 @@
 """From the raw samples of all builds to rows, intervals, controls and verdicts. Pure: no clock, no disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 from prune2deploy.bench.claims import JudgedClaim, judge
-from prune2deploy.bench.compare import (
-    CONTROL_CONFIDENCE,
-    control_passes,
-    distribution,
-    percentiles,
-    ratio_interval,
-)
+from prune2deploy.bench.compare import CONTROL_CONFIDENCE, control_passes, distribution, percentiles, ratio_interval
+from prune2deploy.bench.notes import notes_on
 from prune2deploy.bench.result import BenchResult, Control, Row, Speedup
-from prune2deploy.bench.samples import BuildSamples, Cell
-from prune2deploy.bench.subjects import (
-    MINIMUM_BUILDS_FOR_AN_INTERVAL,
-    REDUCED,
-    BenchRequest,
-    Subject,
-)
-from prune2deploy.engines.census import Census
-
-Estimator = Callable[[Sequence[int]], float]
+from prune2deploy.bench.samples import WALL, BuildSamples
+from prune2deploy.bench.setting import Setting
+from prune2deploy.bench.stopping import builds_wanted
+from prune2deploy.bench.subjects import BenchRequest, Subject
 
 
-def summarise(
-    request: BenchRequest,
-    builds: Sequence[BuildSamples],
-    *,
-    environment: Mapping[str, Any],
-    estimator: Estimator = median,
-) -> BenchResult:
-    """Judge what was measured. ``estimator`` turns the samples of one build into its figure (default: the median).
+def summarise(request: BenchRequest, builds: Sequence[BuildSamples], *, environment: Mapping[str, Any]) -> BenchResult:
+    """Judge what was measured.
 
     Raises:
         InputError: there is no build, or one lacks a cell of the request.
@@ -42,55 +24,41 @@ def summarise(
     controls: list[Control] = []
     for precision in request.precisions:
         for batch in request.batches:
-            cells = [build.cell(precision, batch) for build in builds]
-            controls.append(_control(request, cells, estimator))
-            rows += [_row(request, subject, cells, builds, estimator) for subject in request.subjects_at(precision)]
+            setting = Setting.of(builds, precision, batch, request.options)
+            controls.append(_control(request, setting))
+            rows += [_row(request, subject, setting, builds) for subject in request.subjects_at(precision)]
     return BenchResult(
         environment=dict(environment),
-        protocol=_protocol(request, builds),
+        protocol=_protocol(request, builds, rows),
         baseline=request.baseline,
         rows=tuple(rows),
         claims=tuple(_claims(request, rows, controls)),
         controls=tuple(controls),
-        notes=tuple(_notes(request, builds, controls)),
+        notes=tuple(notes_on(request, builds, rows, controls)),
         samples=tuple(builds),
     )
 
 
-def _figures(cells: Sequence[Cell], variant: str, estimator: Estimator, *, copy: int = 0) -> list[float]:
-    return [float(estimator(cell.samples_of(variant, copy=copy))) for cell in cells]
-
-
-def _control(request: BenchRequest, cells: Sequence[Cell], estimator: Estimator) -> Control:
-    first = _figures(cells, request.baseline, estimator)
-    second = _figures(cells, request.baseline, estimator, copy=1)
+def _control(request: BenchRequest, setting: Setting) -> Control:
+    first = setting.figures(request.baseline)
+    second = setting.figures(request.baseline, copy=1)
     interval = ratio_interval(second, first, confidence=CONTROL_CONFIDENCE)
     return Control(
         engine=request.engine,
-        precision=cells[0].precision,
-        batch=cells[0].batch,
+        precision=setting.precision,
+        batch=setting.batch,
         interval=interval,
         passed=control_passes(interval),
+        disturbed=setting.disturbed,
     )
 
 
-def _row(
-    request: BenchRequest,
-    subject: Subject,
-    cells: Sequence[Cell],
-    builds: Sequence[BuildSamples],
-    estimator: Estimator,
-) -> Row:
-    batch = cells[0].batch
-    pooled = [sample for cell in cells for sample in cell.samples_of(subject.variant)]
+def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequence[BuildSamples]) -> Row:
+    pooled = setting.samples(subject.variant, WALL)
     latency = percentiles(pooled)
-    figures = _figures(cells, subject.variant, estimator)
     speedups = tuple(
-        Speedup(
-            against=other,
-            interval=ratio_interval(_figures(cells, other, estimator), figures, confidence=request.options.confidence),
-        )
-        for other in _compared_with(request, subject)
+        Speedup(against=other, interval=setting.speedup(subject.variant, other, confidence=request.options.confidence))
+        for other in request.compared_with(subject)
     )
     against_baseline = next((speedup.interval for speedup in speedups if speedup.against == request.baseline), None)
     flop_yield = None
@@ -100,11 +68,11 @@ def _row(
         variant=subject.variant,
         engine=request.engine,
         precision=subject.precision,
-        batch=batch,
+        batch=setting.batch,
         latency_ns=latency,
-        build_medians_ns=tuple(figures),
+        build_medians_ns=setting.figures(subject.variant),
         distribution_ns=distribution(pooled),
-        throughput_per_s=batch / (latency.p50 * 1e-9),
+        throughput_per_s=setting.batch / (latency.p50 * 1e-9),
         speedups=speedups,
         flops_fraction=subject.flops_fraction,
         parameters_fraction=subject.parameters_fraction,
@@ -116,15 +84,6 @@ def _row(
         file=subject.onnx_path.name,
         sha256=subject.sha256,
     )
-
-
-def _compared_with(request: BenchRequest, subject: Subject) -> Iterator[str]:
-    variants = [other.variant for other in request.subjects_at(subject.precision)]
-    if subject.variant == request.baseline:
-        return
-    yield request.baseline
-    if REDUCED in variants and subject.variant != REDUCED and request.baseline != REDUCED:
-        yield REDUCED
 
 
 def _accuracy(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
@@ -157,7 +116,7 @@ def _facts(subject: Subject, builds: Sequence[BuildSamples], name: str) -> list[
 
 
 def _claims(request: BenchRequest, rows: Sequence[Row], controls: Sequence[Control]) -> Iterator[JudgedClaim]:
-    passed = {(control.precision, control.batch): control.passed for control in controls}
+    valid = {(control.precision, control.batch): control.valid for control in controls}
     for row in rows:
         interval = row.speedup_against(request.baseline)
         if interval is None or not request.is_claimed(row.variant):
@@ -171,7 +130,7 @@ def _claims(request: BenchRequest, rows: Sequence[Row], controls: Sequence[Contr
             engine=row.engine,
             precision=row.precision,
             batch=row.batch,
-            verdict=judge(claim, interval, control_passed=passed[row.precision, row.batch]),
+            verdict=judge(claim, interval, control_passed=valid[row.precision, row.batch]),
             against=request.baseline,
             asked=request.claim is not None,
             estimate=interval.estimate,
@@ -186,69 +145,29 @@ def _claimed_speedup(request: BenchRequest, row: Row) -> float | None:
     return 1 / row.flops_fraction if row.flops_fraction else None
 
 
-def _protocol(request: BenchRequest, builds: Sequence[BuildSamples]) -> dict[str, Any]:
+def _protocol(request: BenchRequest, builds: Sequence[BuildSamples], rows: Sequence[Row]) -> dict[str, Any]:
     """How it was measured: what was asked for, and what each build got."""
     options = asdict(request.options)
-    asked = {"builds_asked": options.pop("builds"), "rounds_asked": options.pop("rounds")}
+    widths = [speedup.interval.half_width for row in rows for speedup in row.speedups]
+    reached = [width for width in widths if width is not None]
     return {
         **options,
-        **asked,
+        "builds_asked": options["builds"],
+        "rounds_asked": options.pop("rounds"),
+        "pilot_builds": None if request.options.half_width is None else min(request.options.builds, len(builds)),
         "builds": len(builds),
+        "builds_wanted": builds_wanted(request, builds[: request.options.builds]),
+        "half_width_reached": max(reached) if widths and len(reached) == len(widths) else None,
         "rounds": [
-            {"precision": cell.precision, "batch": cell.batch, "build": build.build, "rounds": len(cell.signals) - 1}
+            {
+                "precision": cell.precision,
+                "batch": cell.batch,
+                "build": build.build,
+                "rounds": cell.rounds,
+                "dropped": dict(cell.dropped),
+            }
             for build in builds
             for cell in build.cells
         ],
         "seconds": sum(build.seconds for build in builds),
     }
-
-
-def _notes(request: BenchRequest, builds: Sequence[BuildSamples], controls: Sequence[Control]) -> Iterator[str]:
-    asked, measured = request.options.builds, len(builds)
-    if measured < asked:
-        note = f"only {measured} of {asked} builds fitted into {request.options.max_seconds:g} s"
-        if measured < MINIMUM_BUILDS_FOR_AN_INTERVAL:
-            note += ": no interval can be given and no claim decided"
-        slowest = max(build.minimum_seconds for build in builds)
-        yield f"{note}; --max-seconds {slowest * asked * 1.2:.0f} would do for all"
-    elif measured < MINIMUM_BUILDS_FOR_AN_INTERVAL:
-        yield f"fewer than 3 builds ({measured}) give no interval and decide no claim; ask for at least 3"
-    yield from _mixed_precisions(request, builds)
-    yield from _unsteady(builds)
-    for control in controls:
-        if control.passed is False:
-            yield (
-                f"the A/A control failed at {control.precision}, batch {control.batch}: two copies of "
-                f"{request.baseline} differ by {abs(control.interval.estimate - 1):.1%}; its verdicts are INVALID, "
-                "measure again on a quieter machine"
-            )
-
-
-def _mixed_precisions(request: BenchRequest, builds: Sequence[BuildSamples]) -> Iterator[str]:
-    """Of engines that compute partly in another precision than they are called by, how much of each."""
-    for fact in builds[0].engines if builds else ():
-        document = fact.get("details", {}).get("census")
-        if document is None:
-            continue
-        census = Census.from_document(document)
-        if len(census.layers) > 1:
-            yield (
-                f"{fact['variant']} at {fact['precision']} on {request.engine} computes in several precisions: "
-                f"{census.in_words()}"
-            )
-
-
-def _unsteady(builds: Sequence[BuildSamples]) -> Iterator[str]:
-    counts: dict[tuple[str, str, int], int] = {}
-    for build in builds:
-        for cell in build.cells:
-            for slot in cell.warmup:
-                if not slot["steady"]:
-                    key = (str(slot["variant"]), cell.precision, cell.batch)
-                    counts[key] = counts.get(key, 0) + 1
-    if counts:
-        worst = max(counts, key=lambda key: counts[key])
-        yield (
-            f"{sum(counts.values())} warm-ups ended before two blocks agreed within 2% (most often "
-            f"{worst[0]} at {worst[1]}, batch {worst[2]}): the machine is noisy"
-        )

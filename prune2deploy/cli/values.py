@@ -179,6 +179,13 @@ def rate(option: str, value: float | None, *, below: float = float("inf"), zero:
     raise InputError("is out of range", where=f"{option} {value:g}", hint=f"it must be {least}{bound}")
 
 
+def share_of_one(option: str, value: float) -> float:
+    """A number strictly between 0 and 1."""
+    if 0 < value < 1:
+        return value
+    raise InputError("is out of range", where=f"{option} {value:g}", hint="it must lie between 0 and 1, as 0.02 for 2%")
+
+
 def training_choices(
     *,
     epochs: int | None,

@@ -73,7 +73,12 @@ def _options(request: BenchRequest) -> BenchOptions:
     return BenchOptions(
         threads=request.threads or usable_cores(),
         builds=request.builds or defaults.builds,
+        half_width=request.half_width if request.builds is None else None,
         max_seconds=request.max_seconds,
+        scenario=request.scenario or defaults.scenario,
+        profile=request.profile,
+        energy=request.energy,
+        memory=request.memory,
         seed=request.seed,
     )
 

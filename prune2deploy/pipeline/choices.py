@@ -56,6 +56,10 @@ VARIANTS: Mapping[str, str] = {
     "scratch": "the pruned architecture with fresh weights, trained from scratch",
 }
 DEFAULT_VARIANTS = ("dense", "pruned", "reduced")
+SCENARIOS: Mapping[str, str] = {
+    "single-stream": "one input at a time, judged by the 90th percentile",
+    "offline": "all inputs at once, judged by throughput",
+}
 ENGINES: Mapping[str, str] = {
     "auto": "the best that runs here",
     "ort-cpu": "ONNX Runtime on the CPU",

@@ -233,7 +233,9 @@ class BenchRequest:
 
     ``precisions`` None is fp32 for a run, and for each file its own; tf32 has to be asked for.
     ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply. ``max_seconds``
-    bounds the whole measurement. ``builds`` None lets the protocol decide.
+    bounds the whole measurement. ``builds`` None lets a pilot decide how many bring every interval to ``half_width``;
+    a number is measured as it is. ``scenario`` None is the closed loop over ``batches``. ``profile``, ``energy`` and
+    ``memory`` ask for what is measured aside.
     """
 
     run: Path | None = None
@@ -243,11 +245,31 @@ class BenchRequest:
     batches: tuple[int, ...] = (1, 32)
     threads: int | None = None
     builds: int | None = None
+    half_width: float = 0.02
     max_seconds: float | None = None
     claim: Claim | None = None
+    scenario: str | None = None
+    profile: bool = False
+    energy: bool = False
+    memory: bool = False
     seed: int = 0
     out: Path | None = None
     command: tuple[str, ...] = ("p2d", "bench")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareRequest:
+    """``p2d compare``: the result ``after`` against the result ``before``; each a document or the folder of one.
+
+    ``tolerance`` is the relative change up to which two speed-ups count as the same.
+    """
+
+    before: Path
+    after: Path
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_tolerance("--tolerance", self.tolerance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +290,17 @@ class DemoRequest:
     resume: bool = False
     out: Path | None = None
     command: tuple[str, ...] = ("p2d", "demo")
+
+
+def check_tolerance(option: str, value: float) -> float:
+    """``value`` itself, if it is a relative change that can be tolerated: 0 or more, and less than 1.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 <= value < 1:
+        raise InputError("is no tolerance", where=f"{option} {value:g}", hint=f"pass a share such as {option} 0.02")
+    return value
 
 
 def check_fraction(option: str, value: float) -> float:

@@ -49,7 +49,8 @@ OPTIONS = {
     | {"--engine", "--precision", "--batch", "--threads", "--workspace", "--optimization-level", "--strip-weights"}
     | {"--compute-capability", "--hardware-compatible", "--version-compatible", "--no-timing-cache"},
     "bench": RUNNING
-    | {"--engine", "--precision", "--batch", "--threads", "--builds", "--max-seconds", "--claim"}
+    | {"--engine", "--precision", "--batch", "--threads", "--builds", "--half-width", "--max-seconds", "--claim"}
+    | {"--scenario", "--profile", "--energy", "--memory"}
     | {"--seed", "--out", "--json"},
     "report": RUNNING | {"--out"},
     "demo": RUNNING | {"--engine", "--threads", "--seed", "--resume", "--out"},

@@ -9,7 +9,7 @@ import typer
 from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
 from prune2deploy.cli.options import listed
-from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, known
+from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, SCENARIOS, known
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import Progress
@@ -47,13 +47,47 @@ def bench(
             min=1,
             metavar="N",
             rich_help_panel=_PANEL,
-            help="Engine builds, each in a fresh process; an interval needs at least three.",
+            help="Engine builds, each in a fresh process; an interval needs at least three. Default: a pilot of five "
+            "decides.",
+            show_default=False,
         ),
     ] = None,
+    half_width: Annotated[
+        float,
+        typer.Option(
+            "--half-width",
+            metavar="SHARE",
+            rich_help_panel=_PANEL,
+            help="How narrow the interval of every speed-up shall be: 0.02 is 2% to either side. Not with --builds.",
+        ),
+    ] = 0.02,
     max_seconds: Annotated[
         float | None,
         typer.Option("--max-seconds", metavar="S", rich_help_panel=_PANEL, help="Time that the measurement may take."),
     ] = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            "--scenario",
+            metavar="NAME",
+            rich_help_panel=_PANEL,
+            help=listed("Measure as MLPerf does", SCENARIOS)
+            + " Default: medians of a closed loop over the batch sizes.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", rich_help_panel=_PANEL, help="Also tell which layers the time goes to."),
+    ] = False,
+    energy: Annotated[
+        bool,
+        typer.Option("--energy", rich_help_panel=_PANEL, help="Also measure energy, where the GPU counts it."),
+    ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", rich_help_panel=_PANEL, help="Also measure the peak memory of each variant."),
+    ] = False,
     claim: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +119,11 @@ def bench(
         batches=values.counts("--batch", batch),
         threads=threads,
         builds=builds,
+        half_width=values.share_of_one("--half-width", half_width),
+        scenario=None if scenario is None else known(scenario, SCENARIOS, where="--scenario"),
+        profile=profile,
+        energy=energy,
+        memory=memory,
         max_seconds=values.rate("--max-seconds", max_seconds, zero=False),
         claim=values.claim("--claim", claim),
         seed=seed,
