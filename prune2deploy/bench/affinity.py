@@ -53,6 +53,23 @@ def pin(cpus: Sequence[int] | None) -> None:
         os.sched_setaffinity(0, cpus)
 
 
+def siblings_of(cpus: Set[int]) -> frozenset[int]:
+    """The other hardware threads of the cores of ``cpus``: what runs there takes a share of the same core."""
+    together: set[int] = set()
+    for cpu in cpus:
+        together |= parse_cpus(_core_of(cpu))
+    return frozenset(together - cpus)
+
+
+def parse_cpus(text: str) -> set[int]:
+    """A list of CPUs as Linux writes it: ``"0-2,8"`` is {0, 1, 2, 8}."""
+    found: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
 def _core_of(cpu: int) -> str:
     try:
         return (_TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
