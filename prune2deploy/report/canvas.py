@@ -19,6 +19,7 @@ MUTED = "#0a0b02"
 LINE = "#0a0b03"
 SURFACE = "#0a0b04"
 ACCENT = "#0a0b05"
+REFUSED = "#0a0b06"
 _NAMED_VARIANTS = {"dense": "#0a0c01", "pruned": "#0a0c02", "reduced": "#0a0c03"}
 _OTHER_VARIANTS = ("#0a0c04", "#0a0c05", "#0a0c06", "#0a0c07")
 _VARIABLES = {
@@ -27,6 +28,7 @@ _VARIABLES = {
     LINE: "--line",
     SURFACE: "--surface",
     ACCENT: "--accent",
+    REFUSED: "--bad",
     **{colour: f"--{name}" for name, colour in _NAMED_VARIANTS.items()},
     **{colour: f"--other{number}" for number, colour in enumerate(_OTHER_VARIANTS, start=1)},
 }

@@ -1,4 +1,4 @@
-"""What a report is made of: a run's manifest and, where there is one, the result of its benchmark."""
+"""What a report is made of: a run's manifest, the result of a benchmark, its raw samples; any may be absent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +13,25 @@ Setting = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContent:
-    """Everything the pages draw from. ``result`` is None before a benchmark."""
+    """Everything the pages draw from.
 
-    manifest: RunManifest
+    ``manifest`` is None where files were measured that belong to no run, ``result`` before a benchmark. ``archive`` is
+    the file of raw samples, byte for byte; what is in it stands in ``result.samples``.
+    """
+
+    manifest: RunManifest | None
     result: BenchResult | None
+    archive: bytes | None = None
 
     @classmethod
     def from_documents(
-        cls, manifest: RunManifest, result: Mapping[str, Any] | None, *, where: str = "result.json"
+        cls,
+        manifest: RunManifest | None,
+        result: Mapping[str, Any] | None,
+        *,
+        where: str = "result.json",
     ) -> "ReportContent":
-        """From a manifest and a result document.
+        """From a manifest and a result document, without raw samples.
 
         Raises:
             InputError: the result document is damaged or of another schema version.
@@ -31,14 +40,49 @@ class ReportContent:
         return cls(manifest=manifest, result=parsed)
 
     @property
+    def title(self) -> str:
+        """The model's name, or those of the files."""
+        if self.manifest is not None:
+            return self.manifest.model
+        return ", ".join(dict.fromkeys(row.file for row in self.result.rows)) if self.result is not None else ""
+
+    @property
+    def records(self) -> Mapping[str, VariantRecord]:
+        """The run's variants by name; none without a run."""
+        return {} if self.manifest is None else self.manifest.variants
+
+    @property
+    def pruning(self) -> Mapping[str, Any]:
+        """What the run says of its pruning; nothing without a run."""
+        return {} if self.manifest is None else self.manifest.pruning
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Facts worth a line, from the run and from the benchmark."""
+        run = () if self.manifest is None else self.manifest.notes
+        measured = () if self.result is None else self.result.notes
+        return tuple(dict.fromkeys((*run, *measured)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All variants, those of the run first: what colours and markers go by."""
+        measured = () if self.result is None else (row.variant for row in self.result.rows)
+        return tuple(dict.fromkeys((*self.records, *measured)))
+
+    @property
+    def baseline(self) -> str:
+        """What everything is compared with."""
+        return DENSE if self.result is None else self.result.baseline
+
+    @property
     def variants(self) -> tuple[VariantRecord, ...]:
         """The run's variants, dense first."""
-        return tuple(sorted(self.manifest.variants.values(), key=lambda variant: variant.name != DENSE))
+        return tuple(sorted(self.records.values(), key=lambda variant: variant.name != DENSE))
 
     @property
     def dense(self) -> VariantRecord | None:
         """The dense variant, None where the run has none."""
-        return self.manifest.variants.get(DENSE)
+        return self.records.get(DENSE)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -68,19 +112,19 @@ class ReportContent:
             for row in self.result.rows:
                 if row.variant == variant and row.accuracy is not None:
                     return row.accuracy
-        record = self.manifest.variants.get(variant)
+        record = self.records.get(variant)
         return None if record is None else record.accuracy
 
     def flops_fraction_of(self, variant: str) -> float | None:
         """FLOPs relative to dense."""
-        record = self.manifest.variants.get(variant)
+        record = self.records.get(variant)
         if record is None or self.dense is None or not self.dense.flops:
             return None
         return record.flops / self.dense.flops
 
     def parameters_fraction_of(self, variant: str) -> float | None:
         """Parameters relative to dense."""
-        record = self.manifest.variants.get(variant)
+        record = self.records.get(variant)
         if record is None or self.dense is None or not self.dense.parameters:
             return None
         return record.parameters / self.dense.parameters

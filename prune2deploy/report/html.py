@@ -1,5 +1,6 @@
 """One self-contained HTML page: nothing is fetched, no script runs, the raw data is inside."""
 
+import base64
 import json
 from typing import Any
 
@@ -7,13 +8,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prune2deploy import __version__
+from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.document import report_document
-from prune2deploy.report.figures import spell_moment
-from prune2deploy.report.markdown import all_notes
-from prune2deploy.report.plots import report_plots
+from prune2deploy.report.figures import spell_bytes, spell_moment
+from prune2deploy.report.plots import measuring_plots, report_plots
 from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
+
+# In base64 a third more: a page of a few megabytes still opens at once, and can be mailed.
+EMBEDDED_SAMPLES_BYTES = 3_000_000
 
 _TEMPLATE = "report.html.j2"
 _OPEN_TABLES = (
@@ -41,18 +45,20 @@ def html_report(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     tables = report_tables(content)
+    archive = content.archive
+    embedded = archive if archive is not None and len(archive) <= EMBEDDED_SAMPLES_BYTES else None
     return environment.get_template(_TEMPLATE).render(
-        manifest=content.manifest,
-        created=spell_moment(content.manifest.created),
+        kicker=_kicker(content),
+        title=content.title,
         summary=summary_of(content),
-        plots=[
-            {"title": plot.title, "description": plot.description, "key": plot.key, "svg": Markup(plot.svg)}
-            for plot in report_plots(content)
-        ],
+        plots=[_for_template(plot) for plot in report_plots(content)],
+        measuring_plots=[_for_template(plot) for plot in measuring_plots(content)],
         open_tables=[table for table in tables if table.key in _OPEN_TABLES],
         folded_tables=[table for table in tables if table.key not in _OPEN_TABLES],
-        notes=all_notes(content),
+        notes=content.notes,
         data=Markup(json_for_script(report_document(content))),
+        samples=None if embedded is None else base64.b64encode(embedded).decode("ascii"),
+        left_beside="" if archive is None or embedded is not None else spell_bytes(len(archive)),
         version=__version__,
         # What a browser may do with this page: show it. A hostile name that slipped through could load nothing.
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
@@ -63,3 +69,16 @@ def json_for_script(document: dict[str, Any]) -> str:
     """JSON that can stand in a ``<script>`` element: no character in it can end the element or start a tag."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _kicker(content: ReportContent) -> str:
+    """What and when, over the headline."""
+    manifest = content.manifest
+    if manifest is None:
+        return content.title
+    data = f" on {manifest.data}" if manifest.data else ""
+    return f"{manifest.model}{data}, {spell_moment(manifest.created)}"
+
+
+def _for_template(plot: Plot) -> dict[str, Any]:
+    return {"title": plot.title, "description": plot.description, "key": plot.key, "svg": Markup(plot.svg)}

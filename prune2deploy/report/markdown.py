@@ -1,5 +1,6 @@
 """GitHub-flavoured Markdown, for CI summaries and pull requests."""
 
+import html
 import re
 from collections.abc import Iterator
 
@@ -8,14 +9,14 @@ from prune2deploy.report.table import Table
 from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
-_SPECIAL = re.compile(r"([\\`*_\[\]#|~])")
+_SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 _FOLDED = ("widths", "method-widths", "method-epi", "history-", "environment", "provenance", "files")
 
 
 def markdown_report(content: ReportContent) -> str:
     """The whole report. Long tables are folded away in ``<details>``."""
     summary = summary_of(content)
-    lines = [f"# {escape(content.manifest.model)}", ""]
+    lines = [f"# {escape(content.title)}", ""]
     if summary.verdict is not None:
         lines += [f"{escape(summary.headline)}: **{escape(summary.badge)}**", ""]
     else:
@@ -23,9 +24,8 @@ def markdown_report(content: ReportContent) -> str:
     lines += [f"- {escape(sentence)}" for sentence in summary.sentences]
     for table in report_tables(content):
         lines += ["", *_section(table)]
-    notes = all_notes(content)
-    if notes:
-        lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in notes)]
+    if content.notes:
+        lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in content.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -33,12 +33,6 @@ def markdown_table(table: Table) -> str:
     """One table, without its title."""
     rule = ["---:" if column in table.numeric else "---" for column in range(len(table.columns))]
     return "\n".join([_row(table.columns), _row(rule, raw=True), *(_row(row) for row in table.rows)])
-
-
-def all_notes(content: ReportContent) -> tuple[str, ...]:
-    """Facts worth a line, from the run and from the benchmark."""
-    measured = content.result.notes if content.result is not None else ()
-    return tuple(dict.fromkeys((*content.manifest.notes, *measured)))
 
 
 def escape(text: str) -> str:
@@ -51,7 +45,8 @@ def escape(text: str) -> str:
 def _section(table: Table) -> Iterator[str]:
     folded = table.key.startswith(_FOLDED)
     if folded:
-        yield from (f"<details><summary>{escape(table.title)}</summary>", "")
+        # A line of HTML: Markdown leaves it alone, so that its escapes would be shown.
+        yield from (f"<details><summary>{html.escape(' '.join(table.title.split()))}</summary>", "")
     else:
         yield from (f"## {escape(table.title)}", "")
     yield markdown_table(table)

@@ -160,7 +160,7 @@ def size_plot(content: ReportContent) -> Plot | None:
     }
     if not changing:
         return None
-    names = tuple(content.manifest.variants)
+    names = content.names
     with drawing(height_inches=3.1) as figure:
         axes = figure.subplots()
         for name, points in changing.items():
@@ -222,7 +222,7 @@ def surviving_plot(content: ReportContent) -> Plot | None:
     cuts = findings.get("reconfigurations", ())
     if not cuts:
         return None
-    layers = content.manifest.pruning["layers"]
+    layers = content.pruning["layers"]
     dense = {layer["name"]: layer["dense"] for layer in layers if layer["name"] in cuts[0]["widths"]}
     ends = [*cuts, {**cuts[-1], "epoch": findings["schedule"]["epochs"]}]
     series = {
@@ -305,7 +305,7 @@ def _layers_plot(
 
 
 def _findings(content: ReportContent) -> Mapping[str, Any]:
-    pruned = content.manifest.variants.get(PRUNED)
+    pruned = content.records.get(PRUNED)
     return {} if pruned is None else pruned.training.get("findings", {})
 
 

@@ -39,8 +39,8 @@ def report_tables(content: ReportContent) -> tuple[Table, ...]:
         *method_tables(content),
         engines_table(content.result),
         files_table(content),
-        widths_table(content.manifest.pruning),
-        frozen_table(content.manifest.pruning),
+        widths_table(content.pruning),
+        frozen_table(content.pruning),
         *history_tables(content),
         environment_table(content),
         provenance_table(content),
@@ -216,8 +216,10 @@ def environment_table(content: ReportContent) -> Table:
 
 
 def provenance_table(content: ReportContent) -> Table:
-    """Where the run comes from: enough to repeat it."""
-    manifest, pruning = content.manifest, content.manifest.pruning
+    """Where the run comes from: enough to repeat it. Empty without a run."""
+    manifest, pruning = content.manifest, content.pruning
+    if manifest is None:
+        return Table(key="provenance", title="Provenance", columns=("what", "value"), rows=())
     facts: dict[str, Any] = {
         "command": " ".join(manifest.command),
         "created": manifest.created,

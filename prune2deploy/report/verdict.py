@@ -125,14 +125,16 @@ def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Itera
         yield claim_in_words(claim, content)
     yield from _against_reduced(content)
     dense, subject = _baseline_accuracy(content), content.accuracy_of(content.subject)
-    if dense is not None and subject is not None and content.subject != _baseline(content):
+    if dense is not None and subject is not None and content.subject != content.baseline:
         yield (
-            f"Top-1 accuracy is {spell_percent(subject)} against {spell_percent(dense)} for {_baseline(content)} "
+            f"Top-1 accuracy is {spell_percent(subject)} against {spell_percent(dense)} for {content.baseline} "
             f"({spell_points(subject - dense)})."
         )
     elif subject is not None and content.dense is not None and dense is None:
-        yield f"Top-1 accuracy is {spell_percent(subject)}; {_baseline(content)} is untrained, and there to be timed."
-    elif content.manifest.data is None:
+        yield f"Top-1 accuracy is {spell_percent(subject)}; {content.baseline} is untrained, and there to be timed."
+    elif content.manifest is None and subject is None:
+        yield "Files were measured by themselves: without their run nothing says what they should compute."
+    elif content.manifest is not None and content.manifest.data is None:
         yield "There was no data, so no accuracy is known."
 
 
@@ -169,7 +171,7 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
         yield Tile(
             label="latency, median",
             value=spell_latency(row.latency_ns.p50),
-            detail=f"{_baseline(content)}: {_baseline_latency(content, setting)}",
+            detail=f"{content.baseline}: {_baseline_latency(content, setting)}",
         )
     fraction = content.flops_fraction_of(content.subject)
     if fraction is not None:
@@ -177,27 +179,23 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
         yield Tile(label="FLOPs kept", value=spell_percent(fraction), detail=f"parameters kept: {parameters}")
     accuracy, dense = content.accuracy_of(content.subject), _baseline_accuracy(content)
     if accuracy is not None:
-        detail = "" if dense is None else f"{spell_points(accuracy - dense)} against {_baseline(content)}"
+        detail = "" if dense is None else f"{spell_points(accuracy - dense)} against {content.baseline}"
         yield Tile(label="accuracy", value=spell_percent(accuracy), detail=detail)
 
 
 def _first_speedup(content: ReportContent) -> tuple[Setting, Interval] | None:
     for setting in content.settings:
         for row in content.rows_at(setting):
-            interval = row.speedup_against(_baseline(content))
+            interval = row.speedup_against(content.baseline)
             if row.variant == content.subject and interval is not None:
                 return setting, interval
     return None
 
 
-def _baseline(content: ReportContent) -> str:
-    return DENSE if content.result is None else content.result.baseline
-
-
 def _baseline_accuracy(content: ReportContent) -> float | None:
-    return content.accuracy_of(_baseline(content))
+    return content.accuracy_of(content.baseline)
 
 
 def _baseline_latency(content: ReportContent, setting: Setting) -> str:
-    rows = [row for row in content.rows_at(setting) if row.variant == _baseline(content)]
+    rows = [row for row in content.rows_at(setting) if row.variant == content.baseline]
     return spell_latency(rows[0].latency_ns.p50 if rows else None)

@@ -10,12 +10,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from markdown_it import MarkdownIt
 
 from prune2deploy.errors import InputError, StorageError
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.html import html_report, json_for_script
 from prune2deploy.report.junit import junit_report
 from prune2deploy.report.markdown import escape, markdown_report
+from prune2deploy.report.tables import report_tables
 from prune2deploy.report.write import write_report
 
 HOSTILE = '<script>alert("x")</script>&|`*[a](javascript:b)'
@@ -83,6 +85,11 @@ def check_markdown_tables(markdown: str) -> int:
             assert re.sub(r"\\.", "", lines[row]).count("|") == lines[rule].count("|")
             row += 1
     return len(rules)
+
+
+def rendered(markdown: str) -> str:
+    """What a GitHub-like renderer makes of Markdown: CommonMark, tables, and HTML as it stands."""
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
 
 
 def test_page_is_well_formed_and_fetches_nothing(content: ReportContent) -> None:
@@ -155,9 +162,11 @@ def test_hostile_names_stay_text(make_manifest: Any, make_result: Any) -> None:
     assert page.handlers == []
     assert HOSTILE in page.text
     markdown = markdown_report(content)
-    assert "<script" not in markdown
-    assert not re.search(r"(?<!\\)\[a(?<!\\)\]\(", markdown)
     check_markdown_tables(markdown)
+    shown = Page(rendered(markdown))
+    assert shown.open == []
+    assert shown.count["script"] == shown.count["a"] == 0
+    assert HOSTILE in shown.text
     assert ElementTree.fromstring(junit_report(content)).find(".//testcase") is not None
 
 
@@ -169,6 +178,15 @@ def test_a_name_with_control_characters_still_gives_valid_xml(make_manifest: Any
 
 def test_every_markdown_table_has_as_many_cells_as_headings(content: ReportContent) -> None:
     assert check_markdown_tables(markdown_report(content)) >= 8
+
+
+def test_rendered_markdown_has_every_table_and_folds_the_long_ones(content: ReportContent) -> None:
+    markdown = markdown_report(content)
+    page = Page(rendered(markdown))
+    assert page.open == []
+    assert page.count["table"] == check_markdown_tables(markdown) == len(report_tables(content))
+    assert page.count["details"] == page.count["summary"] >= 3
+    assert "|" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -203,14 +221,14 @@ def test_junit_has_a_case_for_each_claim(
 
 def test_all_four_files_are_written(run_folder: Any, make_result: Any) -> None:
     document = json.loads(json.dumps(make_result().to_document()))
-    paths = write_report(run_folder, document)
+    paths = write_report(ReportContent.from_documents(run_folder.manifest, document), run_folder.report_path)
     assert [path.name for path in paths] == ["report.html", "report.md", "report.json", "junit.xml"]
     assert all(path.parent == run_folder.report_path and path.stat().st_size > 100 for path in paths)
     assert json.loads(paths[2].read_text())["summary"]["verdict"] == "REFUTED"
 
 
 def test_a_run_without_measurement_is_reported_as_such(run_folder: Any, tmp_path: Path) -> None:
-    paths = write_report(run_folder, None, out=tmp_path / "elsewhere")
+    paths = write_report(ReportContent(manifest=run_folder.manifest, result=None), tmp_path / "elsewhere")
     page = Page(paths[0].read_text())
     assert "Nothing has been measured yet" in page.text
     assert page.count["svg"] == 2
@@ -232,13 +250,12 @@ def test_a_manifest_with_nothing_but_its_head_is_reported(make_manifest: Any) ->
     assert "small-wide" in page.text
 
 
-def test_a_damaged_result_writes_nothing(run_folder: Any) -> None:
+def test_a_damaged_result_is_told(run_folder: Any) -> None:
     with pytest.raises(InputError):
-        write_report(run_folder, {"schema_version": 1})
-    assert not run_folder.report_path.exists()
+        ReportContent.from_documents(run_folder.manifest, {"schema_version": 1})
 
 
 def test_a_place_that_cannot_be_written_is_told(run_folder: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
-        write_report(run_folder, None, out=tmp_path / "file" / "report")
+        write_report(ReportContent(manifest=run_folder.manifest, result=None), tmp_path / "file" / "report")

@@ -10,7 +10,7 @@ from prune2deploy.report import figures
 from prune2deploy.report.canvas import colour_of, marker_of
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.measured_tables import result_tables, speed_table
-from prune2deploy.report.plots import pareto_front
+from prune2deploy.report.speed_plots import pareto_front
 from prune2deploy.report.tables import report_tables, widths_table
 from prune2deploy.report.verdict import summary_of
 
