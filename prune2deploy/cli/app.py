@@ -8,6 +8,7 @@ import typer
 from prune2deploy import __version__
 from prune2deploy.cli.commands.bench import bench
 from prune2deploy.cli.commands.build import build
+from prune2deploy.cli.commands.compare import compare
 from prune2deploy.cli.commands.demo import demo
 from prune2deploy.cli.commands.doctor import doctor
 from prune2deploy.cli.commands.export import export
@@ -54,6 +55,7 @@ app.command(rich_help_panel=_CHAIN, epilog="Example: p2d export")(export)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d build --engine trt-rtx --batch 1,32")(build)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d bench --engine ort-cpu --threads 1 --claim flops")(bench)
 app.command(rich_help_panel=_CHAIN, epilog="Example: p2d report p2d-runs/latest")(report)
+app.command(rich_help_panel=_LOOK, epilog="Example: p2d compare main/result.json p2d-runs/latest")(compare)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d demo")(demo)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d inspect torchvision:resnet50 --input 3x224x224")(inspect)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d doctor --json")(doctor)

@@ -313,6 +313,16 @@ class BenchOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOutcome:
+    """Two measurements against each other: the document of ``docs/cli.md``, its tables, and one sentence a change."""
+
+    document: Mapping[str, Any]
+    exit_code: int
+    tables: tuple[Table, ...] = ()
+    sentences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOutcome:
     """The pages of a report, the one to open first at the front."""
 

@@ -14,6 +14,7 @@ FUNCTIONS = {
     "inspect": "run_inspect",
     "export": "run_export",
     "build": "run_build",
+    "compare": "run_compare",
     "bench": "run_bench_command",
     "report": "run_report",
     "demo": "run_demo",

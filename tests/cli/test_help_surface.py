@@ -10,7 +10,7 @@ from prune2deploy import __version__
 from prune2deploy.cli.app import app
 from prune2deploy.pipeline.method_options import METHOD_OPTIONS
 
-COMMANDS = ["train", "prune", "family", "export", "build", "bench", "report", "demo", "inspect", "doctor"]
+COMMANDS = ["train", "prune", "family", "export", "build", "bench", "report", "compare", "demo", "inspect", "doctor"]
 
 RUNNING = {"--quiet", "--verbose"}
 TRAINING = {
@@ -53,6 +53,7 @@ OPTIONS = {
     | {"--scenario", "--profile", "--energy", "--memory"}
     | {"--seed", "--out", "--json"},
     "report": RUNNING | {"--out"},
+    "compare": RUNNING | {"--tolerance", "--json"},
     "demo": RUNNING | {"--engine", "--threads", "--seed", "--resume", "--out"},
     "doctor": RUNNING | {"--json"},
 }

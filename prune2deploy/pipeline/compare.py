@@ -1,0 +1,103 @@
+"""``p2d compare``, and the gate of ``p2d bench --baseline``: two measurements of one machine class."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from prune2deploy.bench.across import (
+    Comparison,
+    Conditions,
+    compare_results,
+    failed_settings,
+    require_comparable,
+)
+from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.result import RESULT_FILE, BenchResult, read_result
+from prune2deploy.bench.subjects import BenchRequest as Measurement
+from prune2deploy.errors import InputError
+from prune2deploy.pipeline.outcomes import CompareOutcome
+from prune2deploy.pipeline.requests import CompareRequest
+from prune2deploy.progress import SILENT, Progress
+from prune2deploy.report.across_tables import across_tables, changes_in_words
+
+_SCHEMA_VERSION = 1
+_EXIT_CODES_OF_COMPARE = (12,)
+
+
+def run_compare(request: CompareRequest, progress: Progress = SILENT) -> CompareOutcome:
+    """Compare two results, each a document, a folder that holds one, or a run folder.
+
+    The exit code is 12 where a control failed, else 0: whether a change is welcome is not for this command to say.
+
+    Raises:
+        InputError: one is missing or damaged, or they are not of one machine class or not measured alike.
+    """
+    files = result_file(request.before), result_file(request.after)
+    comparison = compare_results(
+        read_result(files[0]),
+        read_result(files[1]),
+        tolerance=request.tolerance,
+        where=f"{request.before} and {request.after}",
+    )
+    code = comparison.exit_code
+    return CompareOutcome(
+        document={
+            "schema_version": _SCHEMA_VERSION,
+            "before": str(files[0]),
+            "after": str(files[1]),
+            **comparison.to_document(),
+        },
+        exit_code=code if code in _EXIT_CODES_OF_COMPARE else 0,
+        tables=across_tables(comparison, title="Before and after"),
+        sentences=changes_in_words(comparison),
+    )
+
+
+def result_file(path: Path) -> Path:
+    """The result document that a path means: itself, that of a folder, or that of a run folder's measurement.
+
+    Raises:
+        InputError: there is none.
+    """
+    candidates = (path / RESULT_FILE, path / "bench" / RESULT_FILE) if path.is_dir() else (path,)
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        what = f"holds no {RESULT_FILE}" if path.is_dir() else "does not exist"
+        raise InputError(
+            what, where=str(path), hint="name a result of `p2d bench`, its folder, or a run that was measured"
+        )
+    return found
+
+
+def usable_baseline(path: Path, measurement: Measurement) -> BenchResult:
+    """The result to compare with, checked against what is about to be measured, so that nobody waits for a refusal.
+
+    Raises:
+        InputError: it is missing, damaged or INVALID, of another machine class, or nothing that will be measured.
+    """
+    file = result_file(path)
+    baseline, where = read_result(file), f"--baseline {path}"
+    environment = describe_environment(threads=measurement.options.threads, cpus=None)
+    planned = Conditions.planned(measurement, environment)
+    require_comparable(Conditions.of(baseline), planned, where=where)
+    settings = {key[1:] for key in planned.keys}
+    for engine, precision, batch in sorted(failed_settings(baseline) & settings):
+        raise InputError(
+            f"its own measurement is INVALID on {engine} at {precision}, batch {batch}",
+            where=where,
+            hint="measure the baseline again on a quieter machine",
+        )
+    return baseline
+
+
+def against_baseline(
+    result: BenchResult, baseline: BenchResult, path: Path, *, tolerance: float
+) -> tuple[BenchResult, Comparison]:
+    """The result with its comparison in it, and the comparison."""
+    comparison = compare_results(baseline, result, tolerance=tolerance, where=f"--baseline {path}")
+    document = {"file": str(result_file(path)), **comparison.to_document()}
+    return replace(result, baseline_comparison=document), comparison
+
+
+def gravest(claims_code: int, baseline_code: int) -> int:
+    """Of two exit codes the one that matters more: 12 (INVALID), 10 (REFUTED), 13 (slower), 11 (UNDECIDED), 0."""
+    return next((code for code in (12, 10, 13, 11) if code in (claims_code, baseline_code)), 0)
