@@ -13,7 +13,7 @@ from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples
 from prune2deploy.bench.schedule import Slot, build_order, slots_for
 from prune2deploy.bench.subjects import BenchRequest, Subject
-from prune2deploy.engines.accuracy import engine_accuracy
+from prune2deploy.engines.accuracy import engine_answers
 from prune2deploy.engines.census import Census, require_layers_of
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
 from prune2deploy.evaluation import EvaluationSet
@@ -36,7 +36,7 @@ def measure_build(
     evaluation = EvaluationSet.load(request.evaluation) if request.evaluation is not None else None
     timings: list[TimedCell] = []
     engines: list[Mapping[str, Any]] = []
-    accuracies: dict[str, float] = {}
+    answers: dict[str, str] = {}
     aside_seconds = 0.0
     cell_total = len(request.precisions) * len(request.batches)
     for precision in request.precisions:
@@ -64,7 +64,7 @@ def measure_build(
             if job.build == 0:
                 begun = clock()
                 if evaluation is not None:
-                    accuracies |= _accuracies(runners, evaluation, max(request.batches))
+                    answers |= _answers(runners, evaluation, max(request.batches))
                 aside_seconds += clock() - begun
     seconds_total = clock() - started - aside_seconds
     in_rounds = sum(sum(timing.round_seconds) for timing in timings)
@@ -74,7 +74,8 @@ def measure_build(
         cpus=job.cpus,
         cells=tuple(timing.cell for timing in timings),
         engines=tuple(engines),
-        accuracies=accuracies,
+        accuracies={key: right.count("1") / len(right) for key, right in answers.items()},
+        answers=answers,
         seconds=seconds_total,
         minimum_seconds=min(seconds_total, seconds_total - in_rounds + in_fewest_rounds),
     )
@@ -144,11 +145,12 @@ def _bind_inputs(runners: list[Runner], request: BenchRequest, batch: int, evalu
         )
 
 
-def _accuracies(runners: list[Runner], evaluation: EvaluationSet, batch: int) -> dict[str, float]:
+def _answers(runners: list[Runner], evaluation: EvaluationSet, batch: int) -> dict[str, str]:
+    """For each variant one character an image: 1 where the engine names its label, else 0."""
     found = {}
     for runner in runners:
         if runner.slot.copy == 0:
-            accuracy = engine_accuracy(runner.engine, evaluation, batch)
-            if accuracy is not None:
-                found[f"{runner.slot.variant}/{runner.precision}"] = accuracy
+            answers = engine_answers(runner.engine, evaluation, batch)
+            if answers is not None:
+                found[f"{runner.slot.variant}/{runner.precision}"] = "".join("1" if right else "0" for right in answers)
     return found

@@ -1,10 +1,11 @@
-"""Verdicts: what a measurement says about a claimed speed-up."""
+"""Verdicts: what a measurement says about a claim, and the exit code that follows."""
 
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from prune2deploy.bench.compare import Interval
+from prune2deploy.bench.claim_kinds import SPEEDUP
 
 
 class Verdict(enum.StrEnum):
@@ -20,29 +21,52 @@ _EXIT_CODES = {Verdict.CONFIRMED: 0, Verdict.UNDECIDED: 11, Verdict.REFUTED: 10,
 _SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED)
 
 
+class Bounds(Protocol):
+    """An interval; None where there is none."""
+
+    @property
+    def low(self) -> float | None:
+        """Its lower end."""
+
+    @property
+    def high(self) -> float | None:
+        """Its upper end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedClaim:
-    """One claim with its verdict.
+    """One claim with its verdict, for one variant, engine and precision, and for one batch size where it has one.
 
-    ``claim`` is the speed-up against ``against`` that the row should reach. ``asked`` is False where nobody claimed
-    it: the one implied by the FLOPs is judged all the same, and changes no exit code.
+    ``claim`` is the bound in the ``unit`` of its ``kind`` (``claim_kinds.KINDS``), a lower one if ``at_least``: for
+    instance the speed-up against ``against`` that the row should reach. ``asked`` is False where nobody claimed it: the
+    one implied by the FLOPs is judged all the same, and changes no exit code. ``estimate`` is None where it was not
+    measured; ``low`` and ``high`` at ``confidence`` where there is no interval, and both the estimate where the figure
+    is exact. ``reason`` says in words why the verdict is what it is.
     """
 
     claim: float
     variant: str
     engine: str
     precision: str
-    batch: int
+    batch: int | None
     verdict: Verdict
-    against: str
+    against: str | None
     asked: bool
-    estimate: float
+    estimate: float | None
     low: float | None
     high: float | None
+    kind: str = SPEEDUP
+    unit: str = ""
+    at_least: bool = True
+    percentile: int | None = None
+    against_precision: str | None = None
+    confidence: float | None = None
+    name: str | None = None
+    reason: str = ""
 
 
-def judge(claim: float, interval: Interval, *, control_passed: bool | None) -> Verdict:
-    """CONFIRMED if the interval's lower end reaches the claim, REFUTED if its upper end stays below it, else UNDECIDED.
+def judge(claim: float, interval: Bounds, *, control_passed: bool | None, at_least: bool = True) -> Verdict:
+    """CONFIRMED if the whole interval keeps to the claim, REFUTED if all of it breaks the claim, else UNDECIDED.
 
     INVALID where the A/A control failed, whatever the interval says.
     """
@@ -50,9 +74,20 @@ def judge(claim: float, interval: Interval, *, control_passed: bool | None) -> V
         return Verdict.INVALID
     if interval.low is None or interval.high is None:
         return Verdict.UNDECIDED
-    if interval.low >= claim:
+    if interval.low >= claim if at_least else interval.high <= claim:
         return Verdict.CONFIRMED
-    return Verdict.REFUTED if interval.high < claim else Verdict.UNDECIDED
+    return Verdict.REFUTED if (interval.high < claim if at_least else interval.low > claim) else Verdict.UNDECIDED
+
+
+def reason_for(verdict: Verdict, *, at_least: bool = True, exact: bool = False) -> str:
+    """Why a verdict is what it is, where the interval alone decided."""
+    figure = "the figure is exact, and" if exact else "the whole interval"
+    return {
+        Verdict.CONFIRMED: f"{figure} {'reaches it' if at_least else 'lies within it'}",
+        Verdict.REFUTED: f"{figure} lies {'below' if at_least else 'above'} it",
+        Verdict.UNDECIDED: "the interval is too wide to tell",
+        Verdict.INVALID: "two copies of one model differed, so this measurement proves nothing",
+    }[verdict]
 
 
 def exit_code(claims: Iterable[JudgedClaim]) -> int:

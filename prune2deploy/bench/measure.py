@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from prune2deploy.bench.affinity import pick_cpus
+from prune2deploy.bench.claimed import require_measured
 from prune2deploy.bench.environment import describe_environment
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.process import run_build
@@ -30,10 +31,12 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     Raises:
         EngineError: the engine is not usable here, or a measuring process crashed.
         ParityError: an engine does not compute what its model computes; nothing was timed.
-        InputError: a file is missing or is no ONNX file, or an input does not fit the batch.
+        InputError: a file is missing or is no ONNX file, an input does not fit the batch, or a claim is about what is
+            not measured.
     """
     engine = engine_named(request.engine)
     request = replace(request, engine=engine.name)
+    require_measured(request)
     device = _usable_device(request, engine)
     # A GPU engine's driver runs threads of its own; confining them to the launching thread's CPU would slow it down.
     cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None

@@ -86,7 +86,8 @@ class BuildSamples:
 
     ``engines`` has one entry a slot: variant, copy, precision, build_seconds, parity_max_error (None without
     reference outputs), details. ``accuracies`` maps "variant/precision" to top-1 accuracy through the engine.
-    ``minimum_seconds`` is how long the shortest useful build of this kind would take.
+    ``answers`` has one character an image under the same key, in the order of the evaluation set: 1 where the engine
+    named its label, else 0. ``minimum_seconds`` is how long the shortest useful build of this kind would take.
     """
 
     build: int
@@ -94,6 +95,7 @@ class BuildSamples:
     cells: tuple[Cell, ...]
     engines: tuple[Mapping[str, Any], ...]
     accuracies: Mapping[str, float] = field(default_factory=dict)
+    answers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     minimum_seconds: float = 0.0
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prune2deploy.bench.claim_kinds import Claim
 from prune2deploy.errors import InputError
 
 DENSE = "dense"
@@ -30,7 +31,8 @@ class Subject:
     how often an int8 file named the class that fp32 names when it was exported, in [0, 1].
     ``flops_fraction`` and ``parameters_fraction`` are relative to the dense model, None where unknown (a bare ONNX
     file). ``accuracy`` is that of the training side; an accuracy measured through the engine takes its place,
-    unless the weights were never ``trained``: then it is None, whatever they happen to get right.
+    unless the weights were never ``trained``: then it is None, whatever they happen to get right. ``file_bytes`` is the
+    file with its external data.
     """
 
     variant: str
@@ -43,6 +45,7 @@ class Subject:
     trained: bool = True
     bundle: Path | None = None
     agreement: float | None = None
+    file_bytes: int | None = None
 
     def to_document(self) -> dict[str, Any]:
         """As a JSON object, for the worker."""
@@ -57,6 +60,7 @@ class Subject:
             "trained": self.trained,
             "bundle": None if self.bundle is None else str(self.bundle),
             "agreement": self.agreement,
+            "file_bytes": self.file_bytes,
         }
 
     @classmethod
@@ -121,7 +125,8 @@ class BenchRequest:
     """A whole benchmark on one engine.
 
     ``claim`` is a speed-up against the baseline that every pruned row must reach, ``"flops"`` for the one that its
-    FLOPs imply, None for none (the implied one is then judged all the same, without consequence). ``evaluation`` is an
+    FLOPs imply, None for none (the implied one is then judged all the same, without consequence). ``claims`` are those
+    of a ``claims.toml``; ``claimed.require_measured`` holds them against the rest. ``evaluation`` is an
     ``evaluation.npz`` for parity, accuracy and real inputs. ``shapes`` are the whole shapes of inputs by name, batch
     included, where the files leave more than the batch free; there is then one batch size.
     """
@@ -131,6 +136,7 @@ class BenchRequest:
     batches: tuple[int, ...] = (1,)
     evaluation: Path | None = None
     claim: float | Literal["flops"] | None = None
+    claims: tuple[Claim, ...] = ()
     options: BenchOptions = field(default_factory=BenchOptions)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 

@@ -1,11 +1,12 @@
 """From the raw samples of all builds to rows, intervals, controls and verdicts. Pure: no clock, no disk."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
-from prune2deploy.bench.claims import JudgedClaim, judge
 from prune2deploy.bench.compare import CONTROL_CONFIDENCE, control_passes, distribution, percentiles, ratio_interval
+from prune2deploy.bench.judging import judge_claims
 from prune2deploy.bench.notes import notes_on
 from prune2deploy.bench.result import BenchResult, Control, Row, Speedup
 from prune2deploy.bench.samples import WALL, BuildSamples
@@ -32,7 +33,7 @@ def summarise(request: BenchRequest, builds: Sequence[BuildSamples], *, environm
         protocol=_protocol(request, builds, rows),
         baseline=request.baseline,
         rows=tuple(rows),
-        claims=tuple(_claims(request, rows, controls)),
+        claims=judge_claims(request, rows, controls, builds),
         controls=tuple(controls),
         notes=tuple(notes_on(request, builds, rows, controls)),
         samples=tuple(builds),
@@ -64,6 +65,7 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
     flop_yield = None
     if against_baseline is not None and subject.flops_fraction is not None:
         flop_yield = against_baseline.estimate * subject.flops_fraction
+    memory, answers = _facts(subject, builds, "memory_bytes"), _answers(subject, builds)
     return Row(
         variant=subject.variant,
         engine=request.engine,
@@ -83,6 +85,10 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
         census=_census(subject, builds),
         file=subject.onnx_path.name,
         sha256=subject.sha256,
+        file_bytes=subject.file_bytes,
+        memory_bytes=round(median(memory)) if memory else None,
+        correct=answers.count("1") if answers else None,
+        evaluated=len(answers) if answers else None,
     )
 
 
@@ -92,6 +98,12 @@ def _accuracy(subject: Subject, builds: Sequence[BuildSamples]) -> float | None:
     if not subject.trained:
         return None
     return next((build.accuracies[key] for build in builds if key in build.accuracies), subject.accuracy)
+
+
+def _answers(subject: Subject, builds: Sequence[BuildSamples]) -> str | None:
+    """Which images' labels the engine named, where a build kept it and the weights were trained."""
+    key = f"{subject.variant}/{subject.precision}"
+    return next((build.answers[key] for build in builds if key in build.answers), None) if subject.trained else None
 
 
 def _census(subject: Subject, builds: Sequence[BuildSamples]) -> Mapping[str, Any] | None:
@@ -113,36 +125,6 @@ def _facts(subject: Subject, builds: Sequence[BuildSamples], name: str) -> list[
         for fact in build.engines
         if (fact["variant"], fact["precision"]) == (subject.variant, subject.precision) and fact.get(name) is not None
     ]
-
-
-def _claims(request: BenchRequest, rows: Sequence[Row], controls: Sequence[Control]) -> Iterator[JudgedClaim]:
-    valid = {(control.precision, control.batch): control.valid for control in controls}
-    for row in rows:
-        interval = row.speedup_against(request.baseline)
-        if interval is None or not request.is_claimed(row.variant):
-            continue
-        claim = _claimed_speedup(request, row)
-        if claim is None:
-            continue
-        yield JudgedClaim(
-            claim=claim,
-            variant=row.variant,
-            engine=row.engine,
-            precision=row.precision,
-            batch=row.batch,
-            verdict=judge(claim, interval, control_passed=valid[row.precision, row.batch]),
-            against=request.baseline,
-            asked=request.claim is not None,
-            estimate=interval.estimate,
-            low=interval.low,
-            high=interval.high,
-        )
-
-
-def _claimed_speedup(request: BenchRequest, row: Row) -> float | None:
-    if isinstance(request.claim, float | int):
-        return float(request.claim)
-    return 1 / row.flops_fraction if row.flops_fraction else None
 
 
 def _protocol(request: BenchRequest, builds: Sequence[BuildSamples], rows: Sequence[Row]) -> dict[str, Any]:

@@ -18,8 +18,20 @@ def engine_accuracy(
 ) -> float | None:
     """Share of the evaluation set's labels that the engine names, in [0, 1]; None without labels.
 
+    Raises:
+        InputError: the engine gives no classes.
+    """
+    right = engine_answers(built, evaluation, batch, progress=progress)
+    return None if right is None else float(right.mean())
+
+
+def engine_answers(
+    built: BuiltEngine, evaluation: EvaluationSet, batch: int, *, progress: Progress = SILENT
+) -> NDArray[np.bool_] | None:
+    """Whether the engine names the label of each input of the evaluation set, in its order; None without labels.
+
     All labelled inputs are run in batches of ``batch``. The last one is filled up with repeated inputs, whose
-    outputs are not counted, because an engine may have been built for that size alone.
+    outputs are not counted, because an engine may have been built for that size alone. Shape: -> (labels,).
 
     Raises:
         InputError: the engine gives no classes.
@@ -27,14 +39,14 @@ def engine_accuracy(
     labels = evaluation.labels
     if labels is None or len(labels) == 0:
         return None
-    right = 0
+    right = np.zeros(len(labels), dtype=np.bool_)
     with progress.task("Accuracy through the engine", total=len(labels)) as task:
         for first in range(0, len(labels), batch):
             wanted = labels[first : first + batch]
             named = predicted_classes(built, filled_batch(evaluation.inputs, first, len(wanted), batch))
-            right += int((named[: len(wanted)] == wanted).sum())
+            right[first : first + batch] = named[: len(wanted)] == wanted
             task.advance(len(wanted))
-    return right / len(labels)
+    return right
 
 
 def predicted_classes(built: BuiltEngine, inputs: Array) -> NDArray[np.int64]:
