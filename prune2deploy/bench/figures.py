@@ -1,8 +1,8 @@
 """The figures that a variant is judged and described by, out of what its blocks timed. Pure.
 
-What is judged depends on the scenario; "single-stream" and "offline" have the meaning that MLPerf's inference rules give
-them (github.com/mlcommons/inference_policies, ``inference_rules.adoc``, "Scenarios"): the 90th percentile of the latency
-of one query at a time, and the throughput over samples that are all there at the start.
+What is judged depends on the scenario; "single-stream" and "offline" have the meaning that MLPerf's inference rules
+give them (github.com/mlcommons/inference_policies, ``inference_rules.adoc``, "Scenarios"): the 90th percentile of the
+latency of one query at a time, and the throughput over samples that are all there at the start.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from prune2deploy.errors import InputError
 def build_figure_ns(cell: Cell, variant: str, *, copy: int = 0, scenario: str) -> float:
     """What a variant is judged by in one build; less is faster. Unit: ns.
 
-    The median of its runs; of single-stream their 90th percentile, with linear interpolation (not MLPerf's early-stopping
-    estimate: that is an upper bound, which lies the nearer to the percentile the more runs there were, and so would favour
-    whichever variant is faster); of offline the time of all its queues over the number of their runs.
+    The median of its runs; of single-stream their 90th percentile, with linear interpolation (not MLPerf's
+    early-stopping estimate: that is an upper bound, the nearer to the percentile the more runs there were, and would
+    favour whichever variant is faster); of offline the time of all its queues over the number of their runs.
 
     Raises:
         InputError: no run counts, or for single-stream fewer than 64.
@@ -43,7 +43,7 @@ def build_figure_ns(cell: Cell, variant: str, *, copy: int = 0, scenario: str) -
 
 
 def latencies_ns(cells: Sequence[Cell], variant: str, *, scenario: str) -> list[int]:
-    """What a variant's percentiles are taken of: the time of each run; offline that of a run in each queue. Unit: ns."""
+    """What a variant's percentiles are taken of: the time of each run, offline of a run in each queue. Unit: ns."""
     if scenario != OFFLINE:
         return [sample for cell in cells for sample in cell.samples_of(variant)]
     return [round(sample / block.runs) for block in _blocks(cells, variant, QUEUE) for sample in block.samples_ns]

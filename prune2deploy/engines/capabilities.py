@@ -1,6 +1,5 @@
 """What only some engines can tell: each is a Protocol of its own, asked for with ``isinstance``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,14 +8,27 @@ from typing import Protocol, runtime_checkable
 class LayerTime:
     """How long one layer of a built engine takes, as the engine's own profiler says.
 
-    ``latency_ns`` is the mean over the profiled runs. ``operator`` is the engine's word for what it does. ``nodes`` are
-    the names of the ONNX nodes that it was made of, empty where the engine cannot tell (a layer it put in by itself).
+    ``latency_ns`` is the median over the profiled runs, or their mean where the engine keeps no more than that.
+    ``operator`` is the engine's word for what it does. ``nodes`` are the names of the ONNX nodes that it was made of
+    (the first output where a node has no name), empty where the engine cannot tell (a layer it put in by itself).
     """
 
     name: str
     operator: str
     latency_ns: float
     nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProfile:
+    """The layers of a built engine in the order in which they run.
+
+    ``told_by`` says whose profiler this is and what the figures are; ``left_out`` is what it cannot tell, in words.
+    """
+
+    layers: tuple[LayerTime, ...]
+    told_by: str
+    left_out: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -39,6 +51,9 @@ class InputCopies(Protocol):
 class Queue(Protocol):
     """It can hold more than one run at a time."""
 
+    def queue_depth(self) -> int:
+        """How many runs it holds at once. May build what serves the queue, which takes its time."""
+
     def run_queued(self, runs: int) -> None:
         """Run ``runs`` times what is bound, the queue never empty, and wait for the last."""
 
@@ -47,9 +62,10 @@ class Queue(Protocol):
 class LayerProfiler(Protocol):
     """It can say where its time goes."""
 
-    def profile_layers(self, runs: int) -> Sequence[LayerTime]:
-        """The mean time of each layer over ``runs`` runs of what is bound, in the order in which they run.
+    def profile_layers(self, runs: int) -> LayerProfile:
+        """How long each layer takes over ``runs`` runs of what is bound, beside the timed engine where need be.
 
         Raises:
+            InputError: nothing is bound, or ``runs`` is not positive.
             EngineError: the profiler is not to be had here.
         """

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sysconfig
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,7 +95,8 @@ class TorchEngine:
 
         if options.precision == "tf32" and not torch.cuda.is_available():
             raise EngineError("tf32 is a way of GPUs, and torch sees none", where=self.name, hint="use fp32")
-        return _Run(self, file, options, options.bundle)
+        run = _CudaRun if torch.cuda.is_available() else _Run
+        return run(self, file, options, options.bundle)
 
     def build_file(
         self, onnx_path: Path, engine_path: Path, options: BuildOptions, *, progress: Progress = SILENT
@@ -180,16 +182,8 @@ class _Run:
             )
 
     def run(self) -> None:
-        """Run once over what is bound, and wait for the device."""
-        import torch
-
-        if self._graph is not None:
-            self._graph.replay()
-        else:
-            with torch.inference_mode():
-                self._results = self._call(*self._bound)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
+        """Run once over what is bound, and wait for the outputs."""
+        self._launch()
 
     def read(self) -> dict[str, NDArray[np.generic]]:
         """Outputs of the last run, as host arrays of their own."""
@@ -223,6 +217,16 @@ class _Run:
             import torch
 
             torch.cuda.empty_cache()
+
+    def _launch(self) -> None:
+        """Run once; on a GPU, without waiting for it."""
+        import torch
+
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            with torch.inference_mode():
+                self._results = self._call(*self._bound)
 
     def _forward(self, *inputs: "torch.Tensor") -> Sequence["torch.Tensor"]:
         """What the ONNX file computes: casts to the precision of the weights, the module, and casts back."""
@@ -330,6 +334,71 @@ class _Run:
             for hook in hooks:
                 hook.remove()
         return None
+
+
+class _CudaRun(_Run):
+    """A module on a GPU, which has a clock and a memory of its own and takes several runs at once."""
+
+    _given: Sequence["torch.Tensor"] = ()
+
+    def bind(self, arrays: Mapping[str, Array]) -> None:
+        """As ``_Run.bind``; the arrays are kept for ``time_copies``."""
+        super().bind(arrays)
+        self._given = [_tensor(array) for array in checked_arrays(self.inputs, arrays, self._file.path)]
+
+    def run(self) -> None:
+        """Run once over what is bound, and wait for the GPU."""
+        import torch
+
+        self._launch()
+        torch.cuda.synchronize()
+
+    def time_on_device(self, runs: int) -> list[int]:
+        """Run ``runs`` times what is bound, each timed by CUDA events around it. Unit: ns. Shape: -> (runs,).
+
+        One untimed run goes first, behind which the host can get ahead. In eager mode it often cannot, and the time
+        holds the GPU's waits for the next kernel.
+        """
+        import torch
+
+        event: Any = torch.cuda.Event
+        moments = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(runs)]
+        self._launch()
+        for before, after in moments:
+            before.record()
+            self._launch()
+            after.record()
+        torch.cuda.synchronize()
+        return [round(before.elapsed_time(after) * 1e6) for before, after in moments]
+
+    def time_copies(self, copies: int) -> list[int]:
+        """Copy the bound inputs to the GPU ``copies`` times, as ``bind`` does: from pageable memory, waiting for each.
+
+        Unit: ns of wall-clock time each. Shape: -> (copies,).
+        """
+        import torch
+
+        samples = []
+        with torch.inference_mode():
+            for _ in range(copies):
+                begun = time.perf_counter_ns()
+                for place, tensor in zip(self._bound, self._given, strict=True):
+                    place.copy_(tensor)
+                torch.cuda.synchronize()
+                samples.append(time.perf_counter_ns() - begun)
+        return samples
+
+    def queue_depth(self) -> int:
+        """Two: one run that the GPU works on, and the next one waiting on its stream."""
+        return 2
+
+    def run_queued(self, runs: int) -> None:
+        """Launch ``runs`` runs without waiting, on one stream, then wait for the last."""
+        import torch
+
+        for _ in range(runs):
+            self._launch()
+        torch.cuda.synchronize()
 
 
 def _absent(reason: str, hint: str, version: str | None = None) -> Availability:

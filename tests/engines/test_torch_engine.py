@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.checkpoint.bundle import save_bundle
+from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.torch_engine import TorchEngine
 from prune2deploy.errors import CheckpointError, EngineError, InputError
@@ -270,3 +271,28 @@ def test_on_a_gpu_every_mode_and_precision_is_within_its_gate(
     assert told["cuda_graph"] == (mode == "cuda-graph")
     assert told["census"]["layers"] == {stored: 22}
     built.close()
+
+
+@CPU_ONLY
+def test_on_the_cpu_there_is_no_device_clock_no_copy_and_no_queue(onnx_file, bundle) -> None:
+    built = EAGER.build(onnx_file(), BuildOptions(bundle=bundle))
+    assert not isinstance(built, DeviceClock)
+    assert not isinstance(built, InputCopies)
+    assert not isinstance(built, Queue)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["eager", "cuda-graph"])
+def test_on_a_gpu_device_time_copies_and_a_queue_leave_the_engine_as_it_was(onnx_file, bundle, model, mode) -> None:
+    built = TorchEngine(mode).build(onnx_file(), BuildOptions(bundle=bundle))
+    assert isinstance(built, DeviceClock)
+    assert isinstance(built, InputCopies)
+    assert isinstance(built, Queue)
+    inputs = images(4)
+    built.bind({"input": inputs})
+    times = built.time_on_device(50)
+    assert len(times) == 50
+    assert all(0 < time < 1e9 for time in times)
+    assert len(built.time_copies(5)) == 5
+    built.run_queued(200)
+    np.testing.assert_allclose(built.read()["output"], outputs_of(model, inputs), rtol=1e-3, atol=1e-4)
