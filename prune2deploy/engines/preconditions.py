@@ -45,6 +45,18 @@ def closed(where: Path) -> EngineError:
     return EngineError("the engine is closed", where=str(where), hint="build it again")
 
 
+def require_profilable(runs: int, *, bound: bool, where: Path) -> None:
+    """Refuse to profile what cannot be run.
+
+    Raises:
+        InputError: nothing is bound, or ``runs`` is not positive.
+    """
+    if not bound:
+        raise InputError("has no inputs bound", where=str(where), hint="call bind before profiling")
+    if runs < 1:
+        raise InputError(f"the number of profiled runs is positive, not {runs}", where=str(where))
+
+
 def checked_arrays(inputs: Sequence[TensorInfo], arrays: Mapping[str, Array], where: Path) -> tuple[Array, ...]:
     """The arrays for a network's inputs, in their order.
 

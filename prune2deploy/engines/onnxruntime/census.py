@@ -44,8 +44,12 @@ def _layers(graph: onnx.GraphProto) -> Iterator[EngineLayer]:
             precision = types.precision_of(node)
         else:
             continue
-        names = dict.fromkeys((node.name, *node.output))
-        yield EngineLayer(precision=precision, names=tuple(_DECORATION.sub("", name) for name in names if name))
+        yield EngineLayer(precision=precision, names=file_names(node))
+
+
+def file_names(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The names of nodes and values of the ONNX file that a node of the optimised graph still carries."""
+    return tuple(dict.fromkeys(_DECORATION.sub("", name) for name in (node.name, *node.output) if name))
 
 
 class _ElementTypes:

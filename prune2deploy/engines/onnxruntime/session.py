@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.engines.capabilities import LayerProfile
 from prune2deploy.engines.engine import Array, Availability, TensorInfo
 from prune2deploy.engines.onnx_file import OnnxFile, load_onnx_proto, nodes_of_operator
 from prune2deploy.engines.onnxruntime.census import optimised_census
-from prune2deploy.engines.preconditions import closed
+from prune2deploy.engines.onnxruntime.profile import profile_from_trace
+from prune2deploy.engines.preconditions import closed, require_profilable
 from prune2deploy.errors import EngineError, InputError
 
 CPU_PROVIDER = "CPUExecutionProvider"
 _LOG_FATAL_ONLY = 4
+# Runs of a traced session before those that count: it allocates and lays out its memory in them.
+_RUNS_TO_SETTLE = 3
 
 # How ONNX Runtime names an operator that it cannot run, in each of its ways of failing.
 _UNSUPPORTED = (
@@ -131,6 +135,29 @@ class OrtRun:
             "census": optimised_census(optimised, self._file.path).to_document(),
         }
 
+    def profile_layers(self, runs: int) -> LayerProfile:
+        """How long each node of the optimised graph takes, in a second session with the settings of this one.
+
+        Raises:
+            InputError: nothing is bound, or ``runs`` is not positive.
+            EngineError: the profile cannot be read.
+        """
+        require_profilable(runs, bound=self._binding is not None, where=self._file.path)
+        with tempfile.TemporaryDirectory() as folder:
+            optimised_path, prefix = Path(folder) / "optimised.onnx", Path(folder) / "trace"
+            session = open_session(
+                self._file.path, self._provider, self._threads, optimised_path=optimised_path, trace_prefix=prefix
+            )
+            binding = session.io_binding()
+            for name, value in self._bound.items():
+                binding.bind_ortvalue_input(name, value)
+            for tensor in self.outputs:
+                binding.bind_output(tensor.name, self._provider.device)
+            for _ in range(_RUNS_TO_SETTLE + runs):
+                session.run_with_iobinding(binding)
+            trace = Path(session.end_profiling())
+            return profile_from_trace(trace, load_onnx_proto(optimised_path), self._file.path, runs=runs)
+
     def close(self) -> None:
         """Free the session; closing twice is harmless."""
         self._session = self._binding = None
@@ -170,12 +197,20 @@ class OrtRun:
         return InputError(f"does not take these arrays ({one_line(error)})", where=str(self._file.path))
 
 
-def open_session(path: Path, provider: Provider, threads: int, *, optimised_path: Path | None = None) -> Any:
+def open_session(
+    path: Path,
+    provider: Provider,
+    threads: int,
+    *,
+    optimised_path: Path | None = None,
+    trace_prefix: Path | None = None,
+) -> Any:
     """Open a session: all graph optimisations, sequential execution, one thread between operators.
 
     Waiting threads spin (ONNX Runtime's default, which low latency needs) but are told to stop when a run ends:
     several sessions share the process while variants are interleaved, and threads that spin on would slow the next
-    one. ``optimised_path`` is where to write the optimised graph, its weights in a file beside it.
+    one. ``optimised_path`` is where to write the optimised graph, its weights in a file beside it; ``trace_prefix`` is
+    how the file begins in which every run is traced.
 
     Raises:
         EngineError: an operator or opset is not to be had (named).
@@ -197,6 +232,9 @@ def open_session(path: Path, provider: Provider, threads: int, *, optimised_path
         # A graph with its weights inside could not be written beyond 2 GB, and only their types are read.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    if trace_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(trace_prefix)
     try:
         return onnxruntime.InferenceSession(str(path), settings, providers=[(provider.name, dict(provider.options))])
     except ort_errors() as error:

@@ -29,6 +29,8 @@ _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 _BETWEEN_NODES = re.compile(r"\s*\+\s*|\s*,\s*|\.\.\.|\|\||[{}\[\]]")
 _COMPUTES = re.compile("conv|gemm|matmul|matrix|multiply|xmma|cask|attention|mha", re.IGNORECASE)
 
+_REFORMATS = re.compile("reformat", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLayer:
@@ -44,6 +46,16 @@ class EngineLayer:
     output_types: tuple[str, ...]
     nodes: frozenset[str]
     computes: bool
+
+    @classmethod
+    def named(cls, name: str) -> "EngineLayer":
+        """A layer of which only the name is known."""
+        return _layer(name)
+
+    @property
+    def reformats(self) -> bool:
+        """Whether TensorRT put it in to change the layout or the type of a tensor."""
+        return bool(_REFORMATS.search(self.name) or _REFORMATS.search(self.kind))
 
 
 def engine_layers(text: str) -> tuple[EngineLayer, ...]:
