@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-WIDTH_INCHES = 5.0
+# As wide as a phone shows at about full size, so that text stays legible there; the page sets several side by side.
+WIDTH_INCHES = 3.9
 
 # Stand-ins that matplotlib can draw with; the page's CSS variables take their places in the SVG.
 INK = "#0a0b01"
@@ -20,6 +21,7 @@ LINE = "#0a0b03"
 SURFACE = "#0a0b04"
 ACCENT = "#0a0b05"
 REFUSED = "#0a0b06"
+_LONGEST_NAME = 24
 _NAMED_VARIANTS = {"dense": "#0a0c01", "pruned": "#0a0c02", "reduced": "#0a0c03"}
 _OTHER_VARIANTS = ("#0a0c04", "#0a0c05", "#0a0c06", "#0a0c07")
 _VARIABLES = {
@@ -95,6 +97,18 @@ def marker_of(variant: str, variants: Sequence[str]) -> str:
     place = _place(variant, variants)
     # One further on at each round, so that variants that share a colour differ in their markers.
     return _OTHER_MARKERS[(place + place // len(_OTHER_VARIANTS)) % len(_OTHER_MARKERS)]
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a plot: the beginning and the end of a long one."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 + 1 :]}"
+
+
+def legend_above(figure: Figure, labels: Sequence[str]) -> None:
+    """A legend over the axes, in as many columns as its longest label leaves room for."""
+    widest_points = 34 + 5.6 * max((len(label) for label in labels), default=0)
+    columns = max(1, min(len(labels), int(72 * WIDTH_INCHES / widest_points)))
+    figure.legend(loc="outside upper left", ncols=columns)
 
 
 def plot_from_figure(figure: Figure, *, key: str, title: str, description: str) -> Plot:

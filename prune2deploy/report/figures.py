@@ -7,6 +7,7 @@ from collections.abc import Sequence
 NOTHING = "–"
 
 _LATENCY_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+_ENERGY_UNITS = ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"))
 _COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -35,6 +36,16 @@ def spell_bytes(count: float | None) -> str:
     if count is None:
         return NOTHING
     return f"{spell_count(count)}B" if count >= 1000 else f"{count:g} B"
+
+
+def spell_energy(energy_joules: float | None) -> str:
+    """An energy with three significant digits: ``12.3 mJ``."""
+    if energy_joules is None:
+        return NOTHING
+    for scale, unit in _ENERGY_UNITS:
+        if energy_joules >= scale:
+            return f"{_three_digits(energy_joules / scale)} {unit}"
+    return f"{energy_joules * 1e6:.3g} µJ"
 
 
 def spell_percent(fraction: float | None, *, digits: int = 1) -> str:

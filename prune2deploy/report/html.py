@@ -29,7 +29,9 @@ _OPEN_TABLES = (
     "method",
     "method-rounds",
     "method-reconfigurations",
+    "resources",
     "engines",
+    "protocol",
     "files",
     "frozen",
 )

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from prune2deploy.bench.subjects import PRUNED
-from prune2deploy.report.canvas import ACCENT, INK, MUTED, Plot, colour_of, drawing, plot_from_figure
+from prune2deploy.report.canvas import ACCENT, INK, MUTED, Plot, colour_of, drawing, legend_above, plot_from_figure
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.figures import spell_number, spell_percent
 from prune2deploy.report.table import Table
@@ -161,7 +161,7 @@ def size_plot(content: ReportContent) -> Plot | None:
     if not changing:
         return None
     names = content.names
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         for name, points in changing.items():
             axes.step(
@@ -176,7 +176,7 @@ def size_plot(content: ReportContent) -> Plot | None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("FLOPs of dense, %")
-        figure.legend(loc="outside upper left", ncols=min(4, len(changing)))
+        legend_above(figure, tuple(changing))
         said = "; ".join(
             f"{name}: {spell_percent(points[0][1])} in the first epoch, {spell_percent(points[-1][1])} at the end"
             for name, points in changing.items()
@@ -195,7 +195,7 @@ def stability_plot(findings: Mapping[str, Any]) -> Plot | None:
     if not points:
         return None
     threshold, pruned = findings.get("threshold"), findings.get("pruned")
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=4, linewidth=2.2, label="EPI")
         if threshold is not None:
@@ -276,7 +276,7 @@ def _layers_plot(
     steps: bool = False,
 ) -> Plot:
     """A thin line for each layer, a strong one for their mean."""
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         style: Any = "steps-post" if steps else "default"
         for number, points in enumerate(series.values()):

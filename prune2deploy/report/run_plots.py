@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from prune2deploy.report.canvas import Plot, colour_of, drawing, marker_of, plot_from_figure
+from prune2deploy.report.canvas import Plot, colour_of, drawing, legend_above, marker_of, plot_from_figure, shortened
 from prune2deploy.report.content import ReportContent
 
 _NAMED_LAYERS = 40
@@ -20,14 +20,14 @@ def widths_plot(content: ReportContent) -> Plot | None:
     names = content.names
     dense, pruned = [layer["dense"] for layer in layers], [layer["pruned"] for layer in layers]
     few = len(layers) <= _NAMED_LAYERS
-    with drawing(height_inches=1.0 + 0.24 * len(layers) if few else 3.1) as figure:
+    with drawing(height_inches=1.0 + 0.24 * len(layers) if few else 2.7) as figure:
         axes = figure.subplots()
         places = range(len(layers))
         solid, pale = colour_of("pruned", names), colour_of("dense", names)
         if few:
             axes.barh(places, dense, height=0.78, label="dense", color=pale, alpha=0.35)
             axes.barh(places, pruned, height=0.78, label="pruned", color=solid)
-            axes.set_yticks(places, [str(layer["name"]) for layer in layers], fontsize=9)
+            axes.set_yticks(places, [shortened(str(layer["name"])) for layer in layers], fontsize=9)
             axes.set_ylim(len(layers) - 0.4, -0.6)
             axes.set_xlabel("channels")
             axes.grid(visible=False, axis="y")
@@ -68,7 +68,7 @@ def history_plot(content: ReportContent) -> Plot | None:
         return None
     names = content.names
     scale, label = (100, "top-1 accuracy, %") if measure == "accuracy" else (1, "loss")
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         for variant, history in histories.items():
             known = [(epoch["epoch"], epoch[measure] * scale) for epoch in history if epoch.get(measure) is not None]
@@ -84,7 +84,7 @@ def history_plot(content: ReportContent) -> Plot | None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
-        figure.legend(loc="outside upper left", ncols=min(4, len(histories)))
+        legend_above(figure, tuple(histories))
         lengths = ", ".join(f"{variant} {len(history)}" for variant, history in histories.items())
         return plot_from_figure(
             figure, key="history", title="Training", description=f"One point an epoch. Epochs: {lengths}."

@@ -22,11 +22,21 @@ class _Signal:
 
 
 _SIGNALS = {
-    "load_1min": _Signal(label="load, 1 min"),
+    "run_delay_longest_seconds": _Signal(label="longest wait for a CPU, ms", scale=1000, counter=True),
+    "steal_longest_seconds": _Signal(label="taken by the hypervisor, ms", scale=1000, counter=True),
+    "other_cpu_seconds": _Signal(label="other work on these CPUs, ms", scale=1000, counter=True),
+    "sibling_cpu_seconds": _Signal(label="work on sibling threads, ms", scale=1000, counter=True),
+    "quota_throttled_seconds": _Signal(label="stopped for a CPU quota, ms", scale=1000, counter=True),
     "frequency_mhz": _Signal(label="CPU clock, MHz"),
-    "steal_seconds": _Signal(label="stolen time, ms", scale=1000, counter=True),
+    "load_1min": _Signal(label="load, 1 min"),
     "switches_involuntary": _Signal(label="preemptions", counter=True),
-    "page_faults_major": _Signal(label="major faults", counter=True),
+    "page_faults_major": _Signal(label="page faults that read the disk", counter=True),
+    "cpu_throttles": _Signal(label="CPU slowed down for heat, times", counter=True),
+    "gpu_clock_mhz": _Signal(label="GPU clock, MHz"),
+    "gpu_memory_clock_mhz": _Signal(label="GPU memory clock, MHz"),
+    "gpu_temperature_c": _Signal(label="GPU temperature, °C"),
+    "gpu_power_watts": _Signal(label="GPU power, W"),
+    "gpu_other_processes": _Signal(label="other processes on the GPU"),
 }
 
 
@@ -37,10 +47,16 @@ class _Line:
     signal: _Signal
     values: tuple[float | None, ...]
 
+    @property
+    def known(self) -> bool:
+        """Whether the machine could tell it at all."""
+        return any(value is not None for value in self.values)
+
 
 def signal_plots(builds: Sequence[BuildSamples]) -> tuple[Plot, ...]:
     """One drawing with a panel for each signal that was ever known and ever other than zero; none without samples."""
-    lines = [line for name, signal in _SIGNALS.items() if any((line := _line(name, signal, builds)).values)]
+    known = [line for name, signal in _SIGNALS.items() if (line := _line(name, signal, builds)).known]
+    lines = [line for line in known if any(line.values)]
     if not lines:
         return ()
     dropped = [place for place, reason in enumerate(_reasons(builds)) if reason]
@@ -59,14 +75,17 @@ def signal_plots(builds: Sequence[BuildSamples]) -> tuple[Plot, ...]:
             axes.margins(x=0.01, y=0.15)
         panels[-1, 0].set_xlabel("round, over all builds")
         panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        names = ", ".join(line.signal.label for line in lines)
+        calm = ", ".join(line.signal.label.partition(",")[0] for line in known if line not in lines)
         shaded = f"{len(dropped)} shaded rounds were disturbed and do not count. " if dropped else ""
         return (
             plot_from_figure(
                 figure,
                 key="signals",
                 title="Signals between the rounds",
-                description=f"{shaded}Dashed lines begin a build. What counts up is shown by round: {names}.",
+                description=(
+                    f"{shaded}Dashed lines begin a build; what counts up is shown by round."
+                    f"{f' Zero in every round: {calm}.' if calm else ''}"
+                ),
             ),
         )
 

@@ -4,7 +4,18 @@ from collections.abc import Sequence
 
 from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.result import Row
-from prune2deploy.report.canvas import INK, MUTED, SURFACE, Plot, colour_of, drawing, marker_of, plot_from_figure
+from prune2deploy.report.canvas import (
+    INK,
+    MUTED,
+    SURFACE,
+    Plot,
+    colour_of,
+    drawing,
+    legend_above,
+    marker_of,
+    plot_from_figure,
+    shortened,
+)
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import spell_interval, spell_latency, spell_percent, spell_ratio
 
@@ -15,7 +26,7 @@ _Key = tuple[str, str, str, int]
 def speedup_plot(content: ReportContent) -> Plot | None:
     """Speed-ups with their intervals, the ratio of every build as a dot below; the line at 1 means no difference."""
     shown = [
-        (f"{row.variant}\n{spell_setting(setting, content)}", row, interval)
+        (f"{shortened(row.variant)}\n{spell_setting(setting, content)}", row, interval)
         for setting in content.settings
         for row in content.rows_at(setting)
         if (interval := row.speedup_against(content.baseline)) is not None
@@ -52,7 +63,7 @@ def speedup_plot(content: ReportContent) -> Plot | None:
         axes.set_ylim(len(shown) - 0.4, -0.75)
         margin = 0.08 * max(max(reach) - min(reach), 0.1)
         axes.set_xlim(min(reach) - margin, max(reach) + margin)
-        axes.set_xlabel(f"times the speed of {content.baseline}{' (tall mark: the claim)' if claims else ''}")
+        axes.set_xlabel(f"times the speed of {shortened(content.baseline)}")
         axes.grid(visible=False, axis="y")
         said = "; ".join(
             f"{label.replace(chr(10), ', ')}: {spell_ratio(interval.estimate)}"
@@ -65,7 +76,7 @@ def speedup_plot(content: ReportContent) -> Plot | None:
             title=f"Speed-up against {content.baseline}",
             description=(
                 "The large mark is the estimate, the bar its interval; each small dot below is one engine build, in a "
-                f"process of its own. {said}."
+                f"process of its own{'; tall dark marks are claims' if claims else ''}. {said}."
             ),
         )
 
@@ -99,7 +110,7 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
     names = content.names
     points = [(row.latency_ns.p50 / 1e6, (row.accuracy or 0.0) * 100) for row in rows]
     latencies, accuracies = [point[0] for point in points], [point[1] for point in points]
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         reach = max(latencies) * 1.2
         spread = max(accuracies) - min(accuracies)
@@ -126,7 +137,7 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
             )
             at_right = latency < 0.75 * reach
             axes.annotate(
-                row.variant,
+                shortened(row.variant),
                 (latency, accuracy),
                 xytext=(9 if at_right else -9, 7),
                 textcoords="offset points",
@@ -163,7 +174,7 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
     if not rows:
         return None
     names = content.names
-    with drawing(height_inches=3.1) as figure:
+    with drawing(height_inches=2.7) as figure:
         axes = figure.subplots()
         for row in rows:
             shares = [100 * step / (len(row.distribution_ns) - 1) for step in range(len(row.distribution_ns))]
@@ -172,14 +183,14 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
                 shares,
                 color=colour_of(row.variant, names),
                 linewidth=2.2,
-                label=row.variant,
+                label=shortened(row.variant),
             )
         slowest = max(_nearly_slowest(row) for row in rows) / 1e6
         axes.set_xlim(0, slowest * 1.1)
         axes.set_ylim(0, 100)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("runs at most as slow, %")
-        figure.legend(loc="outside upper left", ncols=min(4, len(rows)))
+        legend_above(figure, [shortened(row.variant) for row in rows])
         said = "; ".join(f"{row.variant}: median {spell_latency(row.latency_ns.p50)}" for row in rows)
         return plot_from_figure(
             figure,

@@ -15,6 +15,8 @@ from prune2deploy.report.figures import (
 )
 from prune2deploy.report.measured_tables import engines_table, result_tables
 from prune2deploy.report.methods import method_tables
+from prune2deploy.report.protocol_tables import protocol_tables
+from prune2deploy.report.resource_tables import resources_table
 from prune2deploy.report.table import Table
 from prune2deploy.run import OnnxRecord, VariantRecord
 
@@ -37,11 +39,13 @@ def report_tables(content: ReportContent) -> tuple[Table, ...]:
         variants_table(content),
         costs_table(content),
         *method_tables(content),
+        resources_table(content.result),
         engines_table(content.result),
         files_table(content),
         widths_table(content.pruning),
         frozen_table(content.pruning),
         *history_tables(content),
+        *(protocol_tables(content.result) if content.result is not None else ()),
         environment_table(content),
         provenance_table(content),
     )
@@ -205,7 +209,7 @@ def history_tables(content: ReportContent) -> tuple[Table, ...]:
 
 
 def environment_table(content: ReportContent) -> Table:
-    """The machine that measured, and how it measured."""
+    """The machine that measured, and what it was asked for."""
     if content.result is None:
         return Table(key="environment", title="Environment", columns=("what", "value"), rows=())
     facts = {name: value for name, value in content.result.environment.items() if name not in _HIDDEN_FACTS}

@@ -56,7 +56,7 @@ def builds_of(
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_result() -> MakeResult:
     def make(
         *,
@@ -100,7 +100,7 @@ def make_result() -> MakeResult:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_manifest() -> MakeManifest:
     def make(*, layers: int = 7, data: str | None = "digits", names: tuple[str, ...] = tuple(FRACTIONS)) -> RunManifest:
         widths = [64, 64, 128, 128, 256, 256, 256]
