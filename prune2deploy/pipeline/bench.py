@@ -5,7 +5,9 @@ from pathlib import Path
 
 import psutil
 
-from prune2deploy.bench.claims import JudgedClaim, exit_code
+from prune2deploy.bench.claim_kinds import ENERGY, MEMORY, Claim
+from prune2deploy.bench.claims import exit_code
+from prune2deploy.bench.claims_file import read_claims
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import BenchResult, write_result
 from prune2deploy.bench.subjects import BenchOptions, Subject
@@ -17,6 +19,7 @@ from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import SILENT, Progress
+from prune2deploy.report.claim_words import verdict_line
 from prune2deploy.report.measured_tables import result_tables
 from prune2deploy.run import RunFolder
 
@@ -28,9 +31,11 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
 
     Raises:
         EngineError: the engine is not usable here, or computes no layer in the precision that is to be measured.
-        InputError: a file is missing, no ONNX file or of another precision, or the engine lacks the precision.
+        InputError: a file is missing, no ONNX file or of another precision, the engine lacks the precision, or a claim
+            is not understood or about what is not measured.
         ParityError: an engine does not compute what its model computes; nothing was timed.
     """
+    claims = () if request.claims is None else read_claims(request.claims)
     if request.engine != AUTO:
         usable_engine(request.engine)
     if request.onnx_files:
@@ -48,7 +53,8 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
         batches=request.batches,
         evaluation=evaluation,
         claim=request.claim,
-        options=_options(request),
+        claims=claims,
+        options=_options(request, claims),
     )
     result = run_bench(measurement, progress=progress)
     file = write_result(result, folder)[0] if folder is not None else None
@@ -56,7 +62,7 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
         document=result.to_document(),
         exit_code=exit_code(result.claims),
         tables=result_tables(result),
-        verdicts=tuple(_sentence(claim) for claim in result.claims),
+        verdicts=tuple(verdict_line(claim) for claim in result.claims),
         file=file,
         notes=_notes(result),
     )
@@ -68,8 +74,9 @@ def usable_cores() -> int:
     return max(min(allowed, psutil.cpu_count(logical=False) or allowed), 1)
 
 
-def _options(request: BenchRequest) -> BenchOptions:
-    defaults = BenchOptions()
+def _options(request: BenchRequest, claims: tuple[Claim, ...]) -> BenchOptions:
+    """How to measure; what a claim is about is measured without being asked for otherwise."""
+    defaults, claimed = BenchOptions(), {claim.kind for claim in claims}
     return BenchOptions(
         threads=request.threads or usable_cores(),
         builds=request.builds or defaults.builds,
@@ -77,8 +84,8 @@ def _options(request: BenchRequest) -> BenchOptions:
         max_seconds=request.max_seconds,
         scenario=request.scenario or defaults.scenario,
         profile=request.profile,
-        energy=request.energy,
-        memory=request.memory,
+        energy=request.energy or ENERGY in claimed,
+        memory=request.memory or MEMORY in claimed,
         seed=request.seed,
     )
 
@@ -97,6 +104,7 @@ def _run_subjects(run: RunFolder, precisions: tuple[str, ...]) -> tuple[Subject,
             trained=variant.accuracy is not None or run.manifest.data is None,
             bundle=run.bundle_path(variant.name),
             agreement=variant.onnx[precision].checks.get("agreement"),
+            file_bytes=variant.onnx[precision].bytes_total,
         )
         for precision in precisions
         for variant in run.manifest.variants.values()
@@ -125,18 +133,9 @@ def _bare_subjects(files: tuple[Path, ...], precisions: tuple[str, ...] | None) 
             precision=precisions[0] if precisions else stored_precision(file) or "fp32",
             onnx_path=file.path,
             sha256=file.sha256,
+            file_bytes=file.bytes_total,
         )
         for name, file in zip(names, read, strict=True)
-    )
-
-
-def _sentence(claim: JudgedClaim) -> str:
-    asked = "claimed" if claim.asked else "implied by the FLOPs"
-    interval = f", interval {claim.low:.2f} to {claim.high:.2f}" if claim.low is not None and claim.high else ""
-    precision = "" if claim.precision == "fp32" else f"{claim.precision}, "
-    return (
-        f"{claim.verdict}: {claim.variant} {claim.claim:.2f}x faster than {claim.against} at {precision}batch "
-        f"{claim.batch} on {claim.engine} ({asked}); measured {claim.estimate:.2f}x{interval}"
     )
 
 

@@ -232,10 +232,10 @@ class BenchRequest:
     """``p2d bench``: time the variants of ``run``, or the files of ``onnx_files``, of which the first is the base.
 
     ``precisions`` None is fp32 for a run, and for each file its own; tf32 has to be asked for.
-    ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply. ``max_seconds``
-    bounds the whole measurement. ``builds`` None lets a pilot decide how many bring every interval to ``half_width``;
-    a number is measured as it is. ``scenario`` None is the closed loop over ``batches``. ``profile``, ``energy`` and
-    ``memory`` ask for what is measured aside.
+    ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply; ``claims`` is a file
+    of many claims. ``max_seconds`` bounds the whole measurement. ``builds`` None lets a pilot decide how many bring
+    every interval to ``half_width``; a number is measured as it is. ``scenario`` None is the closed loop over
+    ``batches``. ``profile``, ``energy`` and ``memory`` ask for what is measured aside.
     """
 
     run: Path | None = None
@@ -248,6 +248,7 @@ class BenchRequest:
     half_width: float = 0.02
     max_seconds: float | None = None
     claim: Claim | None = None
+    claims: Path | None = None
     scenario: str | None = None
     profile: bool = False
     energy: bool = False

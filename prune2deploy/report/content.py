@@ -130,12 +130,12 @@ class ReportContent:
         return record.parameters / self.dense.parameters
 
 
-def spell_setting(setting: Setting, content: ReportContent) -> str:
-    """Name a setting by what tells it from the others: ``batch 1``, or ``trt, fp16, batch 1``."""
+def spell_setting(setting: tuple[str, str, int | None], content: ReportContent) -> str:
+    """Name a setting by what tells it from the others: ``batch 1``, or ``trt, fp16, batch 1``; it may have no batch."""
     engine, precision, batch = setting
     parts = []
     if len({other[0] for other in content.settings}) > 1:
         parts.append(engine)
     if len({other[1] for other in content.settings}) > 1:
         parts.append(precision)
-    return ", ".join([*parts, f"batch {batch}"])
+    return ", ".join(parts if batch is None else [*parts, f"batch {batch}"])

@@ -4,15 +4,15 @@ import re
 from xml.etree import ElementTree
 
 from prune2deploy.bench.claims import JudgedClaim, Verdict
+from prune2deploy.report.claim_words import promise
 from prune2deploy.report.content import ReportContent
-from prune2deploy.report.figures import spell_ratio
 from prune2deploy.report.verdict import claim_in_words
 
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_report(content: ReportContent) -> str:
-    """One test case a claim: REFUTED and UNDECIDED fail, INVALID is an error.
+    """One test case a claim, whatever its kind: REFUTED and UNDECIDED fail, INVALID is an error.
 
     A claim that nobody asked for never fails: unless CONFIRMED it is skipped, with its verdict as the message.
     """
@@ -52,7 +52,8 @@ def _outcome(claim: JudgedClaim) -> str | None:
 
 
 def _name(claim: JudgedClaim) -> str:
-    return f"{claim.variant} reaches {spell_ratio(claim.claim)} against {claim.against} at batch {claim.batch}"
+    batch = "" if claim.batch is None else f" at batch {claim.batch}"
+    return f"{claim.name}: {promise(claim)}{batch}" if claim.name else f"{promise(claim)}{batch}"
 
 
 def _clean(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.result import BenchResult, Row
+from prune2deploy.report.claim_words import claim_label, spell_bound, spell_ends, spell_measured
 from prune2deploy.report.figures import (
     NOTHING,
     spell_count,
@@ -74,16 +75,17 @@ def claims_table(result: BenchResult) -> Table:
             claim.variant,
             claim.engine,
             claim.precision,
-            str(claim.batch),
-            f"{spell_ratio(claim.claim)}{'' if claim.asked else ' (implied by FLOPs)'}",
-            spell_ratio(claim.estimate),
-            spell_interval(claim.low, claim.high),
+            NOTHING if claim.batch is None else str(claim.batch),
+            claim_label(claim),
+            f"{spell_bound(claim)}{'' if claim.asked else ' (implied by FLOPs)'}",
+            spell_measured(claim),
+            spell_ends(claim),
             claim.verdict.value,
         )
         for claim in result.claims
     )
-    columns = ("variant", "engine", "precision", "batch", "claim", "measured", "interval", "verdict")
-    return Table(key="claims", title="Verdicts", columns=columns, rows=rows, numeric=frozenset({3, 4, 5, 6}))
+    columns = ("variant", "engine", "precision", "batch", "claim", "bound", "measured", "interval", "verdict")
+    return Table(key="claims", title="Verdicts", columns=columns, rows=rows, numeric=frozenset({3, 5, 6, 7}))
 
 
 def controls_table(result: BenchResult) -> Table:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.claims import JudgedClaim, Verdict
 from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
+from prune2deploy.report.claim_words import claim_label, finding, reason, spell_bound
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import (
     spell_interval,
@@ -17,12 +19,6 @@ from prune2deploy.report.figures import (
 
 _OUR_VARIANTS = frozenset({DENSE, PRUNED, REDUCED})
 _SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
-_MEANING = {
-    Verdict.CONFIRMED: "the whole interval reaches it",
-    Verdict.REFUTED: "the whole interval lies below it",
-    Verdict.UNDECIDED: "the interval is too wide to tell",
-    Verdict.INVALID: "two copies of one model differed, so this measurement proves nothing",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,31 +59,26 @@ def summary_of(content: ReportContent) -> Summary:
 
 def claim_in_words(claim: JudgedClaim, content: ReportContent) -> str:
     """One claim, its verdict and why."""
-    promised = (
-        f"the claimed {spell_ratio(claim.claim)}" if claim.asked else f"the {spell_ratio(claim.claim)} its FLOPs imply"
-    )
+    promised = f"the claimed {spell_bound(claim)}" if claim.asked else f"the {spell_bound(claim)} its FLOPs imply"
     setting = spell_setting((claim.engine, claim.precision, claim.batch), content)
-    measured = spell_ratio(claim.estimate)
-    if claim.low is not None:
-        measured += f" ({spell_interval(claim.low, claim.high)})"
-    return (
-        f"At {setting}, {claim.variant} reaches {measured} the speed of {claim.against}; {promised} is "
-        f"{claim.verdict.value}: {_reason(claim)}."
-    )
+    found = f"At {setting}, {finding(claim)}" if setting else _capital(finding(claim))
+    named = f"“{claim.name}”: " if claim.name else ""
+    return f"{named}{found}; {promised} is {claim.verdict.value}: {reason(claim)}."
 
 
 def _badge(verdict: Verdict | None, claims: tuple[JudgedClaim, ...]) -> str:
     if verdict is None:
         return ""
-    figures = {spell_ratio(claim.claim) for claim in claims if claim.verdict is verdict}
-    what = f"{figures.pop()} {'claimed' if claims[0].asked else 'implied by FLOPs'}" if len(figures) == 1 else "claims"
-    return f"{what}: {verdict.value}"
-
-
-def _reason(claim: JudgedClaim) -> str:
-    if claim.verdict is Verdict.UNDECIDED and claim.low is None:
-        return "too few builds were measured for an interval"
-    return _MEANING[claim.verdict]
+    graves = [claim for claim in claims if claim.verdict is verdict]
+    figures = {(claim.kind, claim.claim) for claim in graves}
+    if len(figures) > 1:
+        return f"claims: {verdict.value}"
+    figure = (
+        spell_ratio(graves[0].claim)
+        if graves[0].kind == SPEEDUP
+        else f"{claim_label(graves[0])} {spell_bound(graves[0])}"
+    )
+    return f"{figure} {'claimed' if graves[0].asked else 'implied by FLOPs'}: {verdict.value}"
 
 
 def _headline(content: ReportContent) -> str:

@@ -49,8 +49,8 @@ OPTIONS = {
     | {"--engine", "--precision", "--batch", "--threads", "--workspace", "--optimization-level", "--strip-weights"}
     | {"--compute-capability", "--hardware-compatible", "--version-compatible", "--no-timing-cache"},
     "bench": RUNNING
-    | {"--engine", "--precision", "--batch", "--threads", "--builds", "--half-width", "--max-seconds", "--claim"}
-    | {"--scenario", "--profile", "--energy", "--memory"}
+    | {"--engine", "--precision", "--batch", "--threads", "--builds", "--half-width", "--max-seconds"}
+    | {"--claim", "--claims", "--scenario", "--profile", "--energy", "--memory"}
     | {"--seed", "--out", "--json"},
     "report": RUNNING | {"--out"},
     "compare": RUNNING | {"--tolerance", "--json"},

@@ -98,6 +98,15 @@ def bench(
             "Sets the exit code: 0 confirmed, 10 refuted, 11 undecided, 12 invalid measurement.",
         ),
     ] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(
+            "--claims",
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="Judge every claim of a TOML file: speed-up, latency, throughput, accuracy, size, memory, energy.",
+        ),
+    ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", hidden=True)] = None,
     seed: options.Seed = 0,
     out: options.Out = None,
@@ -126,6 +135,7 @@ def bench(
         memory=memory,
         max_seconds=values.rate("--max-seconds", max_seconds, zero=False),
         claim=values.claim("--claim", claim),
+        claims=claims,
         seed=seed,
         out=out,
         command=("p2d", *sys.argv[1:]),
