@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
-from prune2deploy.bench.environment import sample_signals
 from prune2deploy.bench.gate import pass_gate
 from prune2deploy.bench.inputs import input_buffers, shapes_at
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples
 from prune2deploy.bench.schedule import Slot, build_order, slots_for
+from prune2deploy.bench.signals import SignalReader
 from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.engines.accuracy import engine_answers
 from prune2deploy.engines.census import Census, require_layers_of
@@ -39,10 +39,12 @@ def measure_build(
     answers: dict[str, str] = {}
     aside_seconds = 0.0
     cell_total = len(request.precisions) * len(request.batches)
+    on_gpu = not (engine.availability().device or "CPU").startswith("CPU")
     for precision in request.precisions:
         with ExitStack() as stack:
             runners = _build_all(job, engine, precision, evaluation, stack)
             engines += [runner.facts for runner in runners]
+            reader = stack.enter_context(closing(SignalReader(job.cpus, gpu=on_gpu)))
             for batch in request.batches:
                 seconds = None
                 if job.budget_seconds is not None:
@@ -57,7 +59,7 @@ def measure_build(
                         orders_of=(job.build, len(timings)),
                         seconds=seconds,
                         cpus=request.options.threads,
-                        sample=sample_signals,
+                        sample=reader.sample,
                         tell=within(tell, before=len(timings) / cell_total, share=1 / cell_total),
                     )
                 )

@@ -3,8 +3,6 @@
 import functools
 import os
 import platform
-import resource
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -15,6 +13,7 @@ import psutil
 
 from prune2deploy import __version__
 from prune2deploy.bench.affinity import allowed_cpus
+from prune2deploy.bench.nvml import describe_gpus
 
 _PACKAGES = (
     "numpy",
@@ -26,8 +25,6 @@ _PACKAGES = (
     "tensorrt-rtx",
     "torch",
 )
-_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
-_GPU_QUERY_SECONDS = 10
 
 
 def describe_environment(*, threads: int, cpus: Sequence[int] | None) -> dict[str, Any]:
@@ -94,36 +91,8 @@ def cpu_name() -> str:
 
 @functools.cache
 def gpu_description() -> str | None:
-    """Name, driver and memory of the NVIDIA GPUs as nvidia-smi lists them; None where there is none."""
-    try:
-        listing = subprocess.run(
-            _GPU_QUERY, capture_output=True, text=True, timeout=_GPU_QUERY_SECONDS, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    gpus = [_gpu_line(line) for line in listing.splitlines() if line.strip()]
-    return "; ".join(gpus) or None
-
-
-def sample_signals() -> dict[str, float | None]:
-    """Cheap signs of disturbance, taken between rounds and never inside a block.
-
-    ``steal_seconds`` (time a hypervisor took) and the context switches are counters: their differences matter.
-    """
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    load = _load_average()
-    return {
-        "load_1min": load[0] if load else None,
-        "frequency_mhz": _frequency_mhz(),
-        "steal_seconds": getattr(psutil.cpu_times(), "steal", None),
-        "switches_involuntary": usage.ru_nivcsw,
-        "page_faults_major": usage.ru_majflt,
-    }
-
-
-def _gpu_line(line: str) -> str:
-    name, driver, memory_mib = (part.strip() for part in line.split(",")[:3])
-    return f"{name}, {memory_mib} MiB, driver {driver}"
+    """Name, memory and driver of the NVIDIA GPUs, as nvidia-smi lists them; None where there is none."""
+    return describe_gpus()
 
 
 def _first_line(path: Path) -> str | None:

@@ -25,19 +25,22 @@ class SignalReader:
     """Reads the signs of disturbance for one worker process.
 
     ``cpus`` are those the process is pinned to, None for all it may use. ``gpu`` says whether the engine runs on an
-    NVIDIA GPU, which is then asked, too. ``close`` when done. On a virtual machine with two CPUs a sample takes 0.1 to
+    NVIDIA GPU, which is then asked, too; a process that is not pinned then uses one CPU after the other, and what
+    happens on all of them is not read. ``close`` when done. On a virtual machine with two CPUs a sample takes 0.1 to
     0.3 ms.
     """
 
     def __init__(self, cpus: Sequence[int] | None, *, gpu: bool) -> None:
-        used = cpus if cpus is not None else allowed_cpus()
+        used = cpus if cpus is not None else (None if gpu else allowed_cpus())
         self._cpus = frozenset(used or ())
         self._siblings = siblings_of(self._cpus)
         self._throttle_counts = [path for cpu in sorted(self._cpus) for path in _throttle_counts(cpu)]
         self._frequencies = _frequency_files(self._cpus)
-        self._quotas = quota_files(_first_text(Path("/proc/self/cgroup")) or "", root=_CGROUP_FOLDER)
+        self._quotas = quota_files(_text(Path("/proc/self/cgroup")) or "", root=_CGROUP_FOLDER)
         self._waits_ns = _waits_by_thread()
         self._wait_total_ns = self._wait_longest_ns = 0
+        self._stolen: Mapping[int, float] = {}
+        self._stolen_most = 0.0
         self._gpu = open_gpu() if gpu else None
 
     def sample(self) -> dict[str, float | None]:
@@ -48,12 +51,13 @@ class SignalReader:
         ``gpu_temperature_c``, ``gpu_power_watts``, ``gpu_throttle_reasons`` (NVML's bit mask), ``gpu_other_processes``.
 
         Counters, of which only differences mean something: ``run_delay_seconds`` is how long threads of this process
-        were ready and had no CPU, all together, and ``run_delay_longest_seconds`` that of the thread that
-        waited the longest since the sample before, added up. ``steal_seconds`` is what a hypervisor took from the
-        used CPUs; ``other_cpu_seconds`` what ran on them and was not this process; ``sibling_cpu_seconds`` what ran on
-        the other hardware threads of their cores; ``switches_involuntary``, ``page_faults_major``;
-        ``cpu_throttles`` (times a used CPU or its package was slowed down for its heat); ``quota_throttles`` and
-        ``quota_throttled_seconds`` (a control group's CPU quota was used up).
+        were ready and had no CPU, all together, and ``run_delay_longest_seconds`` that of the thread that waited the
+        longest since the sample before, added up. ``steal_seconds`` is what a hypervisor took from all used CPUs and
+        ``steal_longest_seconds`` from that which lost the most, likewise; ``other_cpu_seconds`` what ran on them and
+        was not this process; ``sibling_cpu_seconds`` what ran on the other hardware threads of their cores;
+        ``switches_involuntary``, ``page_faults_major``; ``cpu_throttles`` (times a used CPU or its package was slowed
+        down for its heat); ``quota_throttles`` and ``quota_throttled_seconds`` (a control group's CPU quota was used
+        up).
         """
         self._count_waits()
         return {
@@ -87,15 +91,22 @@ class SignalReader:
         self._waits_ns = waits
 
     def _cpu_times(self) -> dict[str, float | None]:
-        busy = steal = siblings = None
         own = time.process_time()
-        text = _first_text(Path("/proc/stat"))
-        if text is not None:
-            times = cpu_times(text)
-            steal = sum(times[cpu][1] for cpu in self._cpus if cpu in times)
-            busy = sum(times[cpu][0] for cpu in self._cpus if cpu in times) - own
-            siblings = sum(times[cpu][0] for cpu in self._siblings if cpu in times) if self._siblings else None
-        return {"steal_seconds": steal, "other_cpu_seconds": busy, "sibling_cpu_seconds": siblings}
+        text = _text(Path("/proc/stat")) if self._cpus else None
+        if text is None:
+            names = ("steal_seconds", "steal_longest_seconds", "other_cpu_seconds", "sibling_cpu_seconds")
+            return dict.fromkeys(names)
+        times = cpu_times(text)
+        stolen = {cpu: times[cpu][1] for cpu in self._cpus if cpu in times}
+        self._stolen_most += max((lost - self._stolen.get(cpu, lost) for cpu, lost in stolen.items()), default=0.0)
+        self._stolen = stolen
+        siblings = [times[cpu][0] for cpu in self._siblings if cpu in times]
+        return {
+            "steal_seconds": sum(stolen.values()),
+            "steal_longest_seconds": self._stolen_most,
+            "other_cpu_seconds": sum(times[cpu][0] for cpu in stolen) - own,
+            "sibling_cpu_seconds": sum(siblings) if siblings else None,
+        }
 
 
 def cpu_times(text: str) -> dict[int, tuple[float, float]]:
@@ -128,7 +139,7 @@ def quota_files(text: str, *, root: Path) -> list[Path]:
         for base in (root / controllers, root / "cpu") if controllers else (root, root / "unified"):
             group = base / name.strip("/")
             for folder in (group, *group.parents):
-                if folder.is_relative_to(base) and "nr_throttled" in (_first_text(folder / "cpu.stat") or ""):
+                if folder.is_relative_to(base) and "nr_throttled" in (_text(folder / "cpu.stat") or ""):
                     found[folder / "cpu.stat"] = None
     return list(found)
 
@@ -155,7 +166,7 @@ def _waits_by_thread() -> dict[int, int] | None:
     except OSError:
         return None
     for thread in threads:
-        fields = (_first_text(thread / "schedstat") or "").split()
+        fields = (_text(thread / "schedstat") or "").split()
         if len(fields) >= 2:
             waits[int(thread.name)] = int(fields[1])
     return waits or None
@@ -173,7 +184,7 @@ def _usage() -> dict[str, float | None]:
 def _quota(paths: Sequence[Path]) -> Mapping[str, float | None]:
     if not paths:
         return {"quota_throttles": None, "quota_throttled_seconds": None}
-    times, seconds = quota_counts(text for path in paths if (text := _first_text(path)) is not None)
+    times, seconds = quota_counts(text for path in paths if (text := _text(path)) is not None)
     return {"quota_throttles": times, "quota_throttled_seconds": seconds}
 
 
@@ -189,16 +200,16 @@ def _frequency_files(cpus: Iterable[int]) -> list[Path]:
 
 
 def _highest_mhz(paths: Sequence[Path]) -> float | None:
-    texts = [(_first_text(path) or "").strip() for path in paths]
+    texts = [(_text(path) or "").strip() for path in paths]
     return max((int(text) / 1000 for text in texts if text.isdigit()), default=None)
 
 
 def _sum_of(paths: Sequence[Path]) -> int | None:
-    texts = [(_first_text(path) or "").strip() for path in paths]
+    texts = [(_text(path) or "").strip() for path in paths]
     return sum(int(text) for text in texts if text.isdigit()) if texts else None
 
 
-def _first_text(path: Path) -> str | None:
+def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
