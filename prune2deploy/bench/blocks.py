@@ -62,13 +62,24 @@ def time_kinds(engine: BuiltEngine, *, iterations: int, scenario: str) -> tuple[
     return tuple(blocks)
 
 
+def settle_queue(engine: BuiltEngine, *, scenario: str) -> None:
+    """Have what serves an engine's queue built and warm before the rounds, where they will ask for it.
+
+    Raises:
+        EngineError: the engine failed, or cannot build it.
+        ParityError: what serves its queue computes something else.
+    """
+    if scenario == OFFLINE and isinstance(engine, Queue):
+        engine.run_queued(engine.queue_depth())
+
+
 def _time_queue(engine: BuiltEngine, runs: int) -> TimedBlock:
     """One sample: ``runs`` runs, or as many as its queue must be given, from the first's start to the last's end."""
     queue = engine if isinstance(engine, Queue) else None
     if queue is not None:
         depth = queue.queue_depth()
         runs = max(runs, _FILLINGS * depth)
-        # Untimed: what serves the queue may be another build than what serves single runs, and is not warm yet.
+        # Untimed: what serves the queue may be another build than what serves single runs, and not in the caches.
         queue.run_queued(depth)
     begun = time.perf_counter_ns()
     if queue is not None:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from prune2deploy.bench.blocks import settle_queue, time_kinds
 from prune2deploy.bench.disturbance import disturbance
 from prune2deploy.bench.jobs import Tell
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, Block, Cell
 from prune2deploy.bench.schedule import Slot, round_orders
 from prune2deploy.bench.subjects import BenchOptions
-from prune2deploy.bench.timing import collection_paused, iterations_for, time_block, warm_up
+from prune2deploy.bench.timing import collection_paused, iterations_for, warm_up
 from prune2deploy.engines.engine import Array, BuiltEngine
 
 Signals = Mapping[str, float | None]
@@ -32,7 +33,7 @@ class Runner:
     buffers: tuple[Mapping[str, Array], ...] = ()
     iterations: int = 1
 
-    def blocks(self, turn: int, position: int) -> list[Block]:
+    def blocks(self, turn: int, position: int, *, scenario: str) -> list[Block]:
         """What this engine is timed at in one round, on the next inputs.
 
         The untimed run brings the weights back into the caches that the others used meanwhile. Where a block holds
@@ -41,8 +42,8 @@ class Runner:
         if self.iterations >= _FEWEST_ITERATIONS_TO_SETTLE:
             self.engine.bind(self.buffers[turn % len(self.buffers)])
             self.engine.run()
-        samples = tuple(time_block(self.engine.run, self.iterations))
-        return [Block(**asdict(self.slot), round=turn, position=position, samples_ns=samples)]
+        timed = time_kinds(self.engine, iterations=self.iterations, scenario=scenario)
+        return [Block(**asdict(self.slot), round=turn, position=position, **asdict(block)) for block in timed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ def time_rounds(
             tell(kept / options.rounds, f"{precision}, batch {batch}{_in_words(len(rounds.dropped))}")
             round_begun = time.monotonic()
             for position, index in enumerate(next(orders)):
-                rounds.blocks += runners[index].blocks(turn, position)
+                rounds.blocks += runners[index].blocks(turn, position, scenario=options.scenario)
             rounds.seconds.append(time.monotonic() - round_begun)
             rounds.signals.append(sample())
             reason = disturbance(rounds.signals[-2], rounds.signals[-1], cpus=cpus)
@@ -125,6 +126,7 @@ def _warm(runner: Runner, options: BenchOptions) -> Mapping[str, Any]:
     runner.engine.bind(runner.buffers[0])
     warmed = warm_up(runner.engine.run, block_seconds=options.block_seconds)
     runner.iterations = iterations_for(warmed.latency_ns, options.block_seconds)
+    settle_queue(runner.engine, scenario=options.scenario)
     return {**asdict(runner.slot), "medians_ns": warmed.medians_ns, "steady": warmed.steady}
 
 

@@ -55,10 +55,6 @@ class Setting:
         """How many times as fast as ``against`` a variant is."""
         return ratio_interval(self.figures(against), self.figures(variant), confidence=confidence, pilot=self.pilot)
 
-    def samples(self, variant: str, kind: str) -> list[int]:
-        """All samples of a variant that count, over all builds, in ns."""
-        return [sample for cell in self.cells for sample in cell.samples_of(variant, kind=kind)]
-
 
 def _reason(cells: Sequence[Cell], counting: Sequence[Cell]) -> str | None:
     """Why too much was disturbed to conclude anything."""

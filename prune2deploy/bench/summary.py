@@ -6,10 +6,11 @@ from statistics import median
 from typing import Any
 
 from prune2deploy.bench.compare import CONTROL_CONFIDENCE, control_passes, distribution, percentiles, ratio_interval
+from prune2deploy.bench.figures import latencies_ns, percentiles_of, throughput_per_s
 from prune2deploy.bench.judging import judge_claims
 from prune2deploy.bench.notes import notes_on
 from prune2deploy.bench.result import BenchResult, Control, Row, Speedup
-from prune2deploy.bench.samples import WALL, BuildSamples
+from prune2deploy.bench.samples import COPY, DEVICE, BuildSamples
 from prune2deploy.bench.setting import Setting
 from prune2deploy.bench.stopping import builds_wanted
 from prune2deploy.bench.subjects import BenchRequest, Subject
@@ -55,8 +56,7 @@ def _control(request: BenchRequest, setting: Setting) -> Control:
 
 
 def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequence[BuildSamples]) -> Row:
-    pooled = setting.samples(subject.variant, WALL)
-    latency = percentiles(pooled)
+    pooled = latencies_ns(setting.cells, subject.variant, scenario=setting.scenario)
     speedups = tuple(
         Speedup(against=other, interval=setting.speedup(subject.variant, other, confidence=request.options.confidence))
         for other in request.compared_with(subject)
@@ -71,10 +71,14 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
         engine=request.engine,
         precision=subject.precision,
         batch=setting.batch,
-        latency_ns=latency,
+        latency_ns=percentiles(pooled),
         build_medians_ns=setting.figures(subject.variant),
         distribution_ns=distribution(pooled),
-        throughput_per_s=setting.batch / (latency.p50 * 1e-9),
+        throughput_per_s=throughput_per_s(
+            setting.cells, subject.variant, batch=setting.batch, scenario=setting.scenario
+        ),
+        device_ns=percentiles_of(setting.cells, subject.variant, DEVICE),
+        copy_ns=percentiles_of(setting.cells, subject.variant, COPY),
         speedups=speedups,
         flops_fraction=subject.flops_fraction,
         parameters_fraction=subject.parameters_fraction,

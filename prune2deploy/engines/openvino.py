@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.engines.capabilities import LayerProfile
 from prune2deploy.engines.engine import Array, Availability, BuildOptions, BuildSummary, BuiltEngine, TensorInfo
 from prune2deploy.engines.engine_census import EngineLayer, census_of_engine
 from prune2deploy.engines.onnx_file import OnnxFile, load_onnx_proto, nodes_of_operator
-from prune2deploy.engines.preconditions import checked_arrays, checked_file, closed, no_stored_engine
+from prune2deploy.engines.openvino_profile import profile_of_request
+from prune2deploy.engines.openvino_requests import RequestQueue, inputs_of, outputs_of, place
+from prune2deploy.engines.preconditions import (
+    checked_arrays,
+    checked_file,
+    closed,
+    no_stored_engine,
+    require_profilable,
+)
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.progress import SILENT, Progress
 
@@ -34,8 +43,16 @@ _UNKNOWN = re.compile(r"No conversion rule found for operations: ([^\n]+)")
 _FAILED = re.compile(r"ONNX node '<Node\((\w+)\): ?([^>]*)>'")
 
 
+_FOR_LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+_FOR_THROUGHPUT = {"PERFORMANCE_HINT": "THROUGHPUT"}
+_COUNTING = {**_FOR_LATENCY, "PERF_COUNT": "YES"}
+
+
 class OpenVINOEngine:
     """OpenVINO's CPU plugin, set for latency: one stream, ``threads`` threads.
+
+    Its queue is a build of its own, set for throughput: as many streams as OpenVINO finds best for ``threads`` threads,
+    which they share.
 
     Float layers compute in the type of the file where the CPU has that, else in fp32; the census of an engine tells. By
     itself OpenVINO would compute an fp32 file in bf16 where the CPU can.
@@ -92,8 +109,10 @@ class _Compiled:
         self._library = _library()
         self._core: Any = self._library.Core()
         self._requests: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._queues: dict[tuple[tuple[int, ...], ...], RequestQueue] = {}
         self._network = self._read()
         self._request: Any = None
+        self._shapes: tuple[tuple[int, ...], ...] = ()
         self._compiled(tuple(_with_batch(tensor.shape, options.batches[0]) for tensor in file.inputs))
 
     @property
@@ -116,10 +135,11 @@ class _Compiled:
         if self._core is None:
             raise closed(self._file.path)
         given = checked_arrays(self.inputs, arrays, self._file.path)
-        self._request = self._compiled(tuple(array.shape for array in given))
-        for index, array in enumerate(given):
-            # The tensor is the request's own, so that later changes of the caller's array change nothing.
-            _values(self._request.get_input_tensor(index), array.dtype)[...] = array
+        self._shapes = tuple(array.shape for array in given)
+        self._request = self._compiled(self._shapes)
+        place(self._request, given)
+        if self._shapes in self._queues:
+            self._queues[self._shapes].place(given)
 
     def run(self) -> None:
         """Run once over what is bound, and wait."""
@@ -129,10 +149,33 @@ class _Compiled:
 
     def read(self) -> dict[str, NDArray[np.generic]]:
         """Outputs of the last run, as copies."""
-        return {
-            tensor.name: _values(self._request.get_output_tensor(index), np.dtype(tensor.dtype)).copy()
-            for index, tensor in enumerate(self.outputs)
-        }
+        return outputs_of(self._request, self.outputs)
+
+    def queue_depth(self) -> int:
+        """How many runs are computed at once: the streams of a build for throughput, made when first asked for.
+
+        Raises:
+            EngineError: it cannot be compiled.
+            ParityError: it computes something else than the engine itself.
+        """
+        return self._queue().depth
+
+    def run_queued(self, runs: int) -> None:
+        """Run ``runs`` times what is bound on the build for throughput, all its streams busy, and wait for the last.
+
+        Raises:
+            EngineError: as ``queue_depth``, or OpenVINO fails at a run.
+            ParityError: as ``queue_depth``.
+        """
+        queue = self._queue()
+        try:
+            queue.run(runs)
+        except RuntimeError as error:
+            raise EngineError(
+                f"openvino failed at a queued run ({_reason(error)})",
+                where=str(self._file.path),
+                hint="use a smaller --batch, or name another --engine",
+            ) from error
 
     def inspect(self) -> dict[str, Any]:
         """What the plugin executes: nodes by type, kernels, which precision its layers compute in, and the settings."""
@@ -153,10 +196,33 @@ class _Compiled:
             ).to_document(),
         }
 
+    def profile_layers(self, runs: int) -> LayerProfile:
+        """How long each executed node takes, in the network compiled anew with counters.
+
+        Raises:
+            InputError: nothing is bound, or ``runs`` is not positive.
+            EngineError: the network cannot be compiled again.
+        """
+        require_profilable(runs, bound=self._request is not None, where=self._file.path)
+        counting = self._compile(self._shapes, _COUNTING).create_infer_request()
+        place(counting, inputs_of(self._request, self.inputs))
+        return profile_of_request(counting, self._file.path, runs=runs)
+
     def close(self) -> None:
         """Free the compiled networks; closing twice is harmless."""
         self._request = self._core = self._network = None
-        self._requests = {}
+        self._requests, self._queues = {}, {}
+
+    def _queue(self) -> RequestQueue:
+        """The queue at the bound shapes, holding what is bound; compiled and checked when first asked for."""
+        if self._shapes not in self._queues:
+            self.run()
+            expected, first = self.read(), self.outputs[0]
+            queue = RequestQueue(self._library, self._compile(self._shapes, _FOR_THROUGHPUT))
+            queue.place(inputs_of(self._request, self.inputs))
+            queue.require(expected[first.name], first, precision=self._options.precision, where=str(self._file.path))
+            self._queues[self._shapes] = queue
+        return self._queues[self._shapes]
 
     def _read(self) -> Any:
         try:
@@ -172,11 +238,13 @@ class _Compiled:
 
     def _compiled(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
         """A request of the network at these shapes."""
-        if shapes in self._requests:
-            return self._requests[shapes]
+        if shapes not in self._requests:
+            self._requests[shapes] = self._compile(shapes, _FOR_LATENCY).create_infer_request()
+        return self._requests[shapes]
+
+    def _compile(self, shapes: tuple[tuple[int, ...], ...], hints: Mapping[str, Any]) -> Any:
         settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
+            **hints,
             "INFERENCE_NUM_THREADS": self._options.threads,
             # Which CPUs they may use is decided where this process was started.
             "ENABLE_CPU_PINNING": False,
@@ -184,8 +252,7 @@ class _Compiled:
         }
         try:
             self._network.reshape(dict(enumerate(map(list, shapes))))
-            compiled = self._core.compile_model(self._network, _DEVICE, settings)
-            self._requests[shapes] = compiled.create_infer_request()
+            return self._core.compile_model(self._network, _DEVICE, settings)
         except RuntimeError as error:
             spelled = ", ".join("x".join(map(str, shape)) for shape in shapes)
             raise EngineError(
@@ -193,7 +260,6 @@ class _Compiled:
                 where=str(self._file.path),
                 hint="name another --engine",
             ) from error
-        return self._requests[shapes]
 
 
 class _Node:
@@ -230,12 +296,6 @@ def _without_telemetry() -> Iterator[None]:
 def _with_batch(shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
     """The shape with ``batch`` for a free first size, and 1 for other free ones, which binding will tell."""
     return tuple((batch if index == 0 else 1) if size is None else size for index, size in enumerate(shape))
-
-
-def _values(tensor: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A tensor's memory as an array of ``dtype``: OpenVINO shows bfloat16 as another type of the same size."""
-    values: NDArray[Any] = tensor.data
-    return values if values.dtype == dtype else values.view(dtype)
 
 
 def _translated(error: RuntimeError, path: Path) -> EngineError | InputError:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from prune2deploy.engines.capabilities import Queue
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.openvino import OpenVINOEngine
-from prune2deploy.errors import EngineError, InputError
+from prune2deploy.engines.openvino_requests import outputs_of
+from prune2deploy.errors import EngineError, InputError, ParityError
 
 pytest.importorskip("openvino")
 
@@ -181,3 +183,41 @@ def test_another_precision_and_a_stored_engine_are_refused(write_network, tmp_pa
         ENGINE.build(write_network(precision="fp16"), BuildOptions())
     with pytest.raises(EngineError, match="has no stored engine"):
         ENGINE.build_file(write_network(), tmp_path / "net.engine", BuildOptions())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_its_queue_computes_the_network_on_a_build_for_throughput(write_network, reference, threads: int) -> None:
+    built = ENGINE.build(write_network(), BuildOptions(threads=threads))
+    assert isinstance(built, Queue)
+    inputs = images(3)
+    built.bind({"input": inputs})
+    assert built.queue_depth() >= 1
+    built.run_queued(5 * built.queue_depth() + 1)
+    built.run()
+    np.testing.assert_allclose(built.read()["output"], reference(inputs), rtol=1e-4, atol=1e-5)
+    queue = built._queue()  # type: ignore[attr-defined]
+    compiled = queue._queue[0].get_compiled_model()
+    assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
+    assert int(compiled.get_property("INFERENCE_NUM_THREADS")) <= threads
+    built.close()
+
+
+def test_new_inputs_and_new_shapes_reach_every_request_of_the_queue(write_network, reference) -> None:
+    built = ENGINE.build(write_network(), BuildOptions(threads=2))
+    for batch, seed in ((2, 1), (2, 2), (1, 3), (2, 4)):
+        inputs = images(batch, seed=seed)
+        built.bind({"input": inputs})
+        depth = built.queue_depth()
+        built.run_queued(depth)
+        for request in built._queue()._queue:
+            outputs = outputs_of(request, built.outputs)["output"]
+            np.testing.assert_allclose(outputs, reference(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_a_queue_that_computes_something_else_is_refused(write_network) -> None:
+    built = ENGINE.build(write_network(), BuildOptions())
+    built.bind({"input": images(2)})
+    built.run()
+    expected = built.read()["output"]
+    with pytest.raises(ParityError, match=r"net.onnx: openvino's builds for latency and for throughput differ by 0.1 "):
+        built._queue().require(expected / 1.1, built.outputs[0], precision="fp32", where="net.onnx")

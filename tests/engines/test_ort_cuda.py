@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.cuda import CudaDevice, find_device
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_file import read_onnx_file
@@ -94,3 +95,17 @@ def test_on_a_gpu_it_computes_the_network_at_every_batch(
     built.close()
     with pytest.raises(EngineError, match="closed"):
         built.bind({"input": images(1)})
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_copies_are_timed_and_nothing_that_needs_launches_without_waiting(write_network, reference) -> None:
+    built = ENGINE.build(write_network(), BuildOptions())
+    assert isinstance(built, InputCopies)
+    assert not isinstance(built, DeviceClock)
+    assert not isinstance(built, Queue)
+    inputs = images(4)
+    built.bind({"input": inputs})
+    assert len(built.time_copies(5)) == 5
+    built.run()
+    expected = reference(inputs)
+    assert np.linalg.norm(built.read()["output"] - expected) < 1e-4 * np.linalg.norm(expected)

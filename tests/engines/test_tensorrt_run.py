@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
 from prune2deploy.engines.parity import check_parity
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.engines.tensorrt.engine_file import read_record
 from prune2deploy.engines.tensorrt.family import TensorRTEngine
-from prune2deploy.engines.tensorrt.profile import profile_layers
 from prune2deploy.engines.tensorrt.run import TensorRTRun
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.evaluation import EvaluationSet
@@ -81,13 +81,13 @@ def test_every_layer_is_timed(engine: Engine, write_network, reference) -> None:
     built = engine.build(write_network(), BuildOptions(batches=(4,)))
     assert isinstance(built, TensorRTRun)
     with pytest.raises(InputError, match="has no inputs bound"):
-        profile_layers(built)
+        built.profile_layers(20)
     inputs = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
     built.bind({"input": inputs})
-    layers = profile_layers(built, 20)
-    assert layers
-    assert all(milliseconds >= 0 for _, milliseconds in layers)
-    assert sum(milliseconds for _, milliseconds in layers) > 0
+    profile = built.profile_layers(20)
+    assert sum(layer.latency_ns for layer in profile.layers) > 0
+    if engine.name == "trt":
+        assert {"conv", "head"} <= {node for layer in profile.layers for node in layer.nodes}
     built.run()
     np.testing.assert_allclose(built.read()["output"], reference(inputs), rtol=1e-3, atol=1e-4)
 
@@ -152,3 +152,21 @@ def test_a_cached_engine_is_loaded_and_a_damaged_one_rebuilt(engine: Engine, wri
     stored.write_bytes(b"damaged")
     engine.build(write_network(), options).close()
     assert stored.stat().st_size > 1000
+
+
+def test_device_time_copies_and_a_queue_leave_the_engine_as_it_was(engine: Engine, write_network, reference) -> None:
+    built = engine.build(write_network(), BuildOptions(batches=(4,)))
+    assert isinstance(built, TensorRTRun)
+    assert isinstance(built, DeviceClock)
+    assert isinstance(built, InputCopies)
+    assert isinstance(built, Queue)
+    inputs = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    built.bind({"input": inputs})
+    times = built.time_on_device(50)
+    assert len(times) == 50
+    assert all(0 <= time < 1e9 for time in times)
+    assert sum(times) > 0
+    assert len(built.time_copies(5)) == 5
+    built.run_queued(2000)
+    np.testing.assert_allclose(built.read()["output"], reference(inputs), rtol=1e-3, atol=1e-4)
+    built.close()

@@ -3,12 +3,15 @@
 import contextlib
 import functools
 import io
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import TensorProto, helper
 
+from prune2deploy.engines.capabilities import LayerProfile
 from prune2deploy.engines.cuda import NoCudaDevice, find_device
 from prune2deploy.engines.engine import Array, Availability, BuildOptions, BuildSummary, BuiltEngine
 from prune2deploy.engines.onnx_file import OnnxFile
@@ -91,6 +94,10 @@ class OrtCudaRun(OrtRun):
     A captured graph is tied to the places of its arrays. New shapes get new places, and a graph of their own under the
     next number; arrays of known shapes are copied into the old places. The time of ``run`` is that of a request whose
     data lies on the GPU, launch and wait included.
+
+    It offers no ``DeviceClock`` and no ``Queue``: both need launches that do not wait. Until June 2026 the replay of a
+    graph always waited (onnxruntime pull request 28686), a session does not tell whether its version still does, and
+    events around a replay that waits would time the host as well.
     """
 
     def __init__(self, file: OnnxFile, options: BuildOptions, *, graph: bool) -> None:
@@ -107,6 +114,7 @@ class OrtCudaRun(OrtRun):
         _preload_libraries()
         super().__init__(file, provider, options.threads)
         self._graph, self._graphs_made = graph, 0
+        self._given: dict[str, Array] = {}
         self._run_options: Any = None
         _require_on_gpu(self._session, file.path)
 
@@ -114,6 +122,38 @@ class OrtCudaRun(OrtRun):
         """Run once over what is bound, and wait for the GPU."""
         self._session.run_with_iobinding(self._binding, self._run_options)
         self._binding.synchronize_outputs()
+
+    def bind(self, arrays: Mapping[str, Array]) -> None:
+        """As ``OrtRun.bind``; the arrays are kept for ``time_copies``."""
+        super().bind(arrays)
+        self._given = {name: np.array(array, order="C") for name, array in arrays.items()}
+
+    def time_copies(self, copies: int) -> list[int]:
+        """Copy the bound inputs to the GPU ``copies`` times, as ``bind`` does: from pageable memory, waiting for each.
+
+        Unit: ns of wall-clock time each. Shape: -> (copies,).
+        """
+        samples = []
+        for _ in range(copies):
+            begun = time.perf_counter_ns()
+            for name, array in self._given.items():
+                self._bound[name].update_inplace(array)
+            samples.append(time.perf_counter_ns() - begun)
+        return samples
+
+    def profile_layers(self, runs: int) -> LayerProfile:
+        """Refuse: the profiler of ONNX Runtime's packages counts when a kernel was launched, not how long it ran.
+
+        Builds with ``--enable_cuda_profiling`` tell more; the packages are built without.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "ONNX Runtime's packages do not time the layers on a GPU",
+            where=OrtCudaEngine.name,
+            hint="use --engine trt to see where the time goes",
+        )
 
     def inspect(self) -> dict[str, Any]:
         """As ``OrtRun.inspect``, and whether a run is one CUDA graph."""

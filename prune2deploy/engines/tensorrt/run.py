@@ -1,20 +1,27 @@
 """Running a deserialized TensorRT engine on a GPU, with its work captured in a CUDA graph."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prune2deploy.engines.capabilities import LayerProfile
 from prune2deploy.engines.census import Census
 from prune2deploy.engines.cuda import DeviceBuffer, Graph, Stream
 from prune2deploy.engines.engine import Array, TensorInfo
 from prune2deploy.engines.onnx_file import OnnxFile
+from prune2deploy.engines.preconditions import require_profilable
 from prune2deploy.engines.tensorrt.engine_file import EngineRecord
 from prune2deploy.engines.tensorrt.layers import EngineLayer, engine_census, engine_layers, layer_summary, node_flops
 from prune2deploy.engines.tensorrt.library import last_error, listening
+from prune2deploy.engines.tensorrt.profile import layer_profiler, profile_from_times
 from prune2deploy.engines.tensorrt.shapes import profile_number, spelled
 from prune2deploy.errors import EngineError, InputError
+
+# Without the graph, the first runs are slower than those that follow.
+_RUNS_TO_SETTLE = 3
 
 
 class TensorRTRun:
@@ -43,6 +50,7 @@ class TensorRTRun:
         self._host_outputs: dict[str, NDArray[np.generic]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._graph: Graph | None = None
+        self._given: dict[str, Array] = {}
 
     @property
     def inputs(self) -> Sequence[TensorInfo]:
@@ -77,13 +85,52 @@ class TensorRTRun:
             self._stream.synchronize()
             self._graph = self._captured()
             self._shapes = shapes
+        self._given = given
 
     def run(self) -> None:
         """Run once over what is bound, and wait for the outputs."""
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            self._enqueue()
+        self._launch()
+        self._stream.synchronize()
+
+    def time_on_device(self, runs: int) -> list[int]:
+        """Run ``runs`` times what is bound, each timed by CUDA events around its graph. Unit: ns. Shape: -> (runs,).
+
+        Raises:
+            EngineError: the GPU fails.
+        """
+        return self._stream.time(self._launch, runs)
+
+    def time_copies(self, copies: int) -> list[int]:
+        """Copy the bound inputs to the GPU ``copies`` times, as ``bind`` does: from pageable memory, waiting for each.
+
+        Unit: ns of wall-clock time each. Shape: -> (copies,).
+
+        Raises:
+            EngineError: the GPU fails.
+        """
+        samples = []
+        for _ in range(copies):
+            begun = time.perf_counter_ns()
+            for name, array in self._given.items():
+                self._buffers[name].write(array)
+            samples.append(time.perf_counter_ns() - begun)
+        return samples
+
+    def queue_depth(self) -> int:
+        """Two: one run that the GPU works on, and the next one waiting on its stream."""
+        return 2
+
+    def run_queued(self, runs: int) -> None:
+        """Launch ``runs`` runs without waiting, then wait for the last.
+
+        All may be under way: CUDA holds a launch back where a stream is full. They follow each other on one stream, in
+        one context, and so read and write the same memory.
+
+        Raises:
+            EngineError: the GPU fails.
+        """
+        for _ in range(runs):
+            self._launch()
         self._stream.synchronize()
 
     def read(self) -> dict[str, NDArray[np.generic]]:
@@ -114,6 +161,19 @@ class TensorRTRun:
         recorded = self._record.details.get("census")
         # Some engines tell nothing of their layers; then what the build found stands.
         return Census.from_document(recorded) if recorded and not census.layers else census
+
+    def profile_layers(self, runs: int) -> LayerProfile:
+        """How long each layer takes, by the library's profiler; not through the CUDA graph, which runs all as one.
+
+        Raises:
+            InputError: nothing is bound, or ``runs`` is not positive.
+            EngineError: the engine could not be run.
+        """
+        require_profilable(runs, bound=bool(self._shapes), where=self._file.path)
+        times: dict[str, list[float]] = {}
+        self.run_profiled(layer_profiler(self.library, {}), _RUNS_TO_SETTLE)
+        self.run_profiled(layer_profiler(self.library, times), runs)
+        return profile_from_times(times, self._layers(), self._file.path, runs=runs)
 
     def run_profiled(self, profiler: Any, iterations: int) -> None:
         """Run what is bound that often, each layer reported to ``profiler`` (the library's ``IProfiler``).
@@ -204,6 +264,13 @@ class TensorRTRun:
         self._buffers[name] = DeviceBuffer(bytes_total)
         self._demand(self._context.set_tensor_address(name, self._buffers[name].address), f"address of {name!r}")
 
+    def _launch(self) -> None:
+        """Start one run, and do not wait."""
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._enqueue()
+
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.number):
             raise self._failure("could not be run", hint="check GPU memory and nvidia-smi")
@@ -221,7 +288,7 @@ class TensorRTRun:
             self._graph = None
         for buffer in self._buffers.values():
             buffer.free()
-        self._buffers, self._host_outputs, self._shapes = {}, {}, {}
+        self._buffers, self._host_outputs, self._shapes, self._given = {}, {}, {}, {}
 
     def _demand(self, accepted: bool, what: str) -> None:
         if not accepted:
