@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prune2deploy.bench.blocks import settle_queue, time_kinds
-from prune2deploy.bench.disturbance import disturbance
+from prune2deploy.bench.disturbance import disturbance, highest_mhz
 from prune2deploy.bench.jobs import Tell
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, Block, Cell
 from prune2deploy.bench.schedule import Slot, round_orders
@@ -103,7 +103,8 @@ def time_rounds(
                 rounds.blocks += runners[index].blocks(turn, position, scenario=options.scenario)
             rounds.seconds.append(time.monotonic() - round_begun)
             rounds.signals.append(sample())
-            reason = disturbance(rounds.signals[-2], rounds.signals[-1], cpus=cpus)
+            highest = highest_mhz(rounds.signals)
+            reason = disturbance(rounds.signals[-2], rounds.signals[-1], cpus=cpus, highest_mhz=highest)
             if reason is not None:
                 rounds.dropped[str(turn)] = reason
     cell = Cell(
