@@ -36,6 +36,7 @@ class BuildJob:
             "batches": list(request.batches),
             "evaluation": None if request.evaluation is None else str(request.evaluation),
             "options": asdict(request.options),
+            "shapes": {name: list(shape) for name, shape in request.shapes.items()},
             "build": self.build,
             "cpus": self.cpus,
             "budget_seconds": self.budget_seconds,
@@ -51,6 +52,7 @@ class BuildJob:
             batches=tuple(document["batches"]),
             evaluation=None if evaluation is None else Path(evaluation),
             options=BenchOptions(**document["options"]),
+            shapes={name: tuple(shape) for name, shape in document["shapes"].items()},
         )
         return cls(
             request=request,

@@ -61,7 +61,8 @@ class BuildOptions:
     ``batches`` are the batch sizes that will be run; engines with profiles have one for each. ``threads`` is
     the number of CPU threads inside one operator (CPU engines only). ``cache`` is a folder for built engines,
     None to keep none. ``bundle`` is the bundle that the ONNX file was exported from, where one is known: the torch
-    engines run that.
+    engines run that. ``shapes`` are the whole shapes of inputs, batch included, by name, where the file leaves more
+    than the batch free; there is then one batch size.
     """
 
     precision: str = "fp32"
@@ -69,6 +70,7 @@ class BuildOptions:
     threads: int = 1
     cache: Path | None = None
     bundle: Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)
 
     def __post_init__(self) -> None:

@@ -57,17 +57,20 @@ class LayerCost:
     weight: str | None
 
 
-def layer_costs(source: onnx.ModelProto | Path, batch: int = 1) -> tuple[LayerCost, ...]:
+def layer_costs(
+    source: onnx.ModelProto | Path, batch: int = 1, *, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[LayerCost, ...]:
     """Every layer that costs FLOPs, in the file's order.
 
     What lies in subgraphs (If, Loop) and in operators of several products (Attention, LSTM) is not seen.
 
-    ``batch`` takes the place of a free batch dimension; one that the file fixes stays. External weights are not read.
+    ``batch`` takes the place of a free batch dimension; one that the file fixes stays. ``shapes`` are those of inputs
+    with more free sizes, by name. External weights are not read.
 
     Raises:
         InputError: the file cannot be read, or the shapes of a layer (named) do not follow from those of the inputs.
     """
-    graph = _Graph(source, batch)
+    graph = _Graph(source, batch, shapes)
     return tuple(graph.cost(node) for node in graph.layers)
 
 
@@ -84,10 +87,12 @@ def layer_precisions(source: onnx.ModelProto | Path) -> tuple[tuple[str, str], .
 class _Graph:
     """An ONNX graph with the type and shape of every value."""
 
-    def __init__(self, source: onnx.ModelProto | Path, batch: int) -> None:
+    def __init__(
+        self, source: onnx.ModelProto | Path, batch: int, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         self.where = str(source) if isinstance(source, Path) else "the ONNX network"
         model = load_onnx_proto(source) if isinstance(source, Path) else source
-        inferred = with_shapes(model, batch, where=self.where).graph
+        inferred = with_shapes(model, batch, where=self.where, shapes=shapes).graph
         self.stored = {value.name for value in model.graph.initializer}
         self._values = {value.name: value.type.tensor_type for value in values_of(inferred)}
         self._constants = {tensor.name: tensor for tensor in inferred.initializer}

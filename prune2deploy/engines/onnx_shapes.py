@@ -1,7 +1,7 @@
 """The shapes of all values in an ONNX file, at one batch size."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import TensorProto
@@ -12,10 +12,13 @@ from prune2deploy.errors import InputError
 _LARGEST_SIZE_TENSOR = 1024
 
 
-def with_shapes(model: onnx.ModelProto, batch: int, *, where: str) -> onnx.ModelProto:
+def with_shapes(
+    model: onnx.ModelProto, batch: int, *, where: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> onnx.ModelProto:
     """The network with the type and shape of every value that can be known, at ``batch`` where its batch is free.
 
-    Large weights become inputs of the same shape, so that nothing large is copied; ``model`` stays as it is.
+    Inputs that ``shapes`` names have that shape, and so has whatever shares the name of a size with them. Large weights
+    become inputs of the same shape, so that nothing large is copied; ``model`` stays as it is.
 
     Raises:
         InputError: the shapes in the file contradict each other.
@@ -35,10 +38,16 @@ def with_shapes(model: onnx.ModelProto, batch: int, *, where: str) -> onnx.Model
             shape = list(tensor.dims)
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
     symbol = _batch_symbol(graph)
+    known = {symbol: batch} if symbol else {}
+    for value in light.graph.input:
+        for size, given in zip(value.type.tensor_type.shape.dim, (shapes or {}).get(value.name, ()), strict=False):
+            if size.dim_param:
+                known[size.dim_param] = given
+            size.dim_value = given
     for value in values_of(light.graph):
         for size in value.type.tensor_type.shape.dim:
-            if symbol and size.dim_param == symbol:
-                size.dim_value = batch
+            if size.dim_param in known:
+                size.dim_value = known[size.dim_param]
             elif size.dim_param:  # an expression of the batch, or a size of its own: inference tells
                 size.ClearField("dim_param")
     if not symbol:
