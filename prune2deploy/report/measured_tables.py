@@ -1,71 +1,16 @@
-"""Tables of a measurement: speeds, verdicts, controls, and what the engines compute in."""
+"""Tables of a measurement beside its speeds: verdicts, controls, and what the engines compute in."""
 
 from prune2deploy.bench.compare import Interval
-from prune2deploy.bench.result import BenchResult, Row
+from prune2deploy.bench.result import BenchResult
 from prune2deploy.report.claim_words import claim_label, spell_bound, spell_ends, spell_measured
-from prune2deploy.report.figures import (
-    NOTHING,
-    spell_count,
-    spell_error,
-    spell_interval,
-    spell_latency,
-    spell_percent,
-    spell_ratio,
-)
+from prune2deploy.report.figures import NOTHING, spell_error, spell_percent
+from prune2deploy.report.speed_table import speed_table
 from prune2deploy.report.table import Table
 
 
 def result_tables(result: BenchResult) -> tuple[Table, ...]:
     """What ``p2d bench`` prints: speeds, verdicts and controls."""
     return tuple(table for table in (speed_table(result), claims_table(result), controls_table(result)) if table.rows)
-
-
-def speed_table(result: BenchResult) -> Table:
-    """One row for each variant, engine, precision and batch size."""
-    others = tuple(dict.fromkeys(speedup.against for row in result.rows for speedup in row.speedups))
-    settings = [(row.engine, row.precision) for row in result.rows]
-    show_setting = len(set(settings)) > 1
-    columns = [
-        "variant",
-        *(("engine", "precision") if show_setting else ()),
-        "batch",
-        "median",
-        "p90",
-        "p99",
-        "inputs/s",
-        *(f"against {other}" for other in others),
-        "FLOPs kept",
-        "yield",
-        "accuracy",
-    ]
-    rows = tuple(
-        (
-            row.variant,
-            *((row.engine, row.precision) if show_setting else ()),
-            str(row.batch),
-            spell_latency(row.latency_ns.p50),
-            spell_latency(row.latency_ns.p90),
-            spell_latency(row.latency_ns.p99),
-            spell_count(row.throughput_per_s),
-            *(_spell_speedup(row.speedup_against(other)) for other in others),
-            spell_percent(row.flops_fraction),
-            NOTHING if row.flop_yield is None else f"{row.flop_yield:.2f}",
-            spell_percent(row.accuracy),
-        )
-        for row in _by_setting(result)
-    )
-    engine = "" if show_setting or not settings else f" on {settings[0][0]}, {settings[0][1]}"
-    return Table(
-        key="speed",
-        title=f"Speed{engine}",
-        columns=tuple(columns),
-        rows=rows,
-        numeric=frozenset(range(3 if show_setting else 1, len(columns))),
-        note=(
-            "‘Against’ columns are speed-ups with their intervals. Yield is the speed-up times the FLOPs kept: "
-            "1 means that every FLOP removed was paid out as time."
-        ),
-    )
 
 
 def claims_table(result: BenchResult) -> Table:
@@ -138,20 +83,6 @@ def engines_table(result: BenchResult | None) -> Table:
         numeric=frozenset(range(4, len(columns))),
         note="What the convolutions and matrix products of the built engine compute in, whatever the file is called.",
     )
-
-
-def _by_setting(result: BenchResult) -> list[Row]:
-    """Rows grouped by setting, in the order they were measured."""
-    settings = list(dict.fromkeys((row.engine, row.precision, row.batch) for row in result.rows))
-    return sorted(result.rows, key=lambda row: settings.index((row.engine, row.precision, row.batch)))
-
-
-def _spell_speedup(interval: Interval | None) -> str:
-    if interval is None:
-        return NOTHING
-    if interval.low is None:
-        return spell_ratio(interval.estimate)
-    return f"{spell_ratio(interval.estimate)} ({spell_interval(interval.low, interval.high)})"
 
 
 def _spell_finely(interval: Interval) -> str:

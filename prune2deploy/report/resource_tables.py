@@ -1,35 +1,31 @@
-"""What a variant takes besides wall-clock time: bytes, joules, and time on the device alone."""
+"""What a variant takes besides time: bytes and joules."""
 
 from collections.abc import Callable, Mapping
 
 from prune2deploy.bench.result import BenchResult, Row
-from prune2deploy.report.figures import spell_bytes, spell_energy, spell_latency
+from prune2deploy.report.figures import spell_bytes, spell_energy
 from prune2deploy.report.table import Table
 
 _RESOURCES: Mapping[str, tuple[str, Callable[[float | None], str], Callable[[Row], float | None]]] = {
     "file": ("file", spell_bytes, lambda row: row.file_bytes),
     "memory": ("memory", spell_bytes, lambda row: row.memory_bytes),
     "energy": ("energy of an input", spell_energy, lambda row: row.energy_joules),
-    "device": ("device median", spell_latency, lambda row: None if row.device_ns is None else row.device_ns.p50),
-    "copies": ("copies median", spell_latency, lambda row: None if row.copy_ns is None else row.copy_ns.p50),
 }
 _RESOURCE_NOTES = {
     "file": "the ONNX file with its weights",
     "memory": "the peak that loading and running added to a process",
     "energy": "what the device drew for one input",
-    "device": "time on the device alone",
-    "copies": "copying the inputs to the device, which the latency does not hold",
 }
 
 
 def resources_table(result: BenchResult | None) -> Table:
-    """What a variant takes besides wall-clock time; a column for each figure that any row has."""
+    """What a variant takes besides time; a column for each figure that any row has."""
     rows = result.rows if result is not None else ()
     known = [name for name, (_, _, told) in _RESOURCES.items() if any(told(row) is not None for row in rows)]
     columns = ("variant", "engine", "precision", "batch", *(_RESOURCES[name][0] for name in known))
     return Table(
         key="resources",
-        title="Size, memory, energy, device",
+        title="Size, memory, energy",
         columns=columns,
         rows=tuple(
             (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prune2deploy.report import figures
 from prune2deploy.report.canvas import colour_of, marker_of
 from prune2deploy.report.content import ReportContent
-from prune2deploy.report.measured_tables import result_tables, speed_table
+from prune2deploy.report.measured_tables import result_tables
 from prune2deploy.report.speed_plots import pareto_front
 from prune2deploy.report.tables import report_tables, widths_table
 from prune2deploy.report.verdict import summary_of
@@ -126,15 +126,6 @@ def test_tables_are_rectangular_and_align_existing_columns(make_manifest: Any, m
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}
         assert all(column < len(table.columns) for column in table.numeric)
-
-
-def test_speed_table_has_a_row_for_each_variant_and_batch(make_result: Any) -> None:
-    table = speed_table(make_result())
-    assert [(row[0], row[1]) for row in table.rows] == [
-        (variant, batch) for batch in ("1", "32") for variant in ("dense", "pruned", "reduced")
-    ]
-    assert {"against dense", "against reduced", "p99", "yield"} <= set(table.columns)
-    assert table.title == "Speed on ort-cpu, fp32"
 
 
 def test_a_result_alone_has_tables_for_the_terminal(make_result: Any) -> None:
