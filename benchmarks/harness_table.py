@@ -25,10 +25,11 @@ def tables(document: Record) -> list[str]:
 
 def _same(document: Record) -> Iterator[str]:
     yield (
-        "| A/A: a network against its copy | comparisons | INVALID | 95% intervals that exclude 1 | wrong verdicts | "
+        "| A/A: a network against its copy | comparisons | INVALID | valid intervals that exclude 1 | "
+        "all intervals that exclude 1 | wrong verdicts | "
         "half-width, median | builds, median | seconds, median | naive: differs by 1% or more |"
     )
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for title, records in _same_groups(document):
         if records:
             yield _same_line(title, records)
@@ -50,7 +51,8 @@ def _same_line(title: str, records: list[Record]) -> str:
     ]
     wrong = sum(_wrong_verdicts(record, interval) for record, interval in zip(records, intervals, strict=True))
     naive = sum(abs(record["naive_ms"][1] / record["naive_ms"][0] - 1) >= _NAIVE_DIFFERENCE for record in records)
-    excluding = f"{_excluding(valid, 1.0)} of {len(valid)} valid"
+    told = [interval for interval in intervals if interval["low"]]
+    excluding = f"{_excluding(valid, 1.0)} of {len(valid)} | {_excluding(told, 1.0)} of {len(told)}"
     return (
         f"| {title} | {len(records)} | {sum(not _valid(record) for record in records)} | "
         f"{excluding} | {wrong} | {_width(intervals)} | {_median(records, 'builds')} | {_median(records, 'seconds')} | "
