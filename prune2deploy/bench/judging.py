@@ -78,15 +78,10 @@ class Measured:
         key = f"{subject.variant}/{subject.precision}"
         return next((build.answers[key] for build in self.builds if key in build.answers), None)
 
-    def facts(self, subject: Subject, name: str) -> list[float]:
-        """One fact of every engine of a subject of which it is known."""
-        return [
-            float(fact[name])
-            for build in self.builds
-            for fact in build.engines
-            if (fact["variant"], fact["precision"]) == (subject.variant, subject.precision)
-            and fact.get(name) is not None
-        ]
+    def memory_bytes(self, subject: Subject) -> tuple[int, ...]:
+        """The peaks of its processes; empty where memory was not measured."""
+        key = f"{subject.variant}/{subject.precision}"
+        return next((build.memory_bytes[key] for build in self.builds if key in build.memory_bytes), ())
 
     def _batch(self, target: Target) -> int:
         return target.batch if target.batch is not None else self.request.batches[0]
@@ -249,7 +244,7 @@ def _exactly(figure: float | None) -> Evidence:
 
 
 def _memory(claim: Claim, target: Target, measured: Measured) -> Evidence:
-    figures = [count / 1e6 for count in measured.facts(target.subject, "memory_bytes")]
+    figures = [count / 1e6 for count in measured.memory_bytes(target.subject)]
     missing = "its memory was not measured" if not figures else "too few processes were measured for an interval"
     return mean_evidence(figures, confidence=measured.confidence, missing=missing)
 

@@ -8,6 +8,7 @@ from prune2deploy.bench.affinity import pick_cpus
 from prune2deploy.bench.claimed import require_measured
 from prune2deploy.bench.environment import describe_environment
 from prune2deploy.bench.jobs import BuildJob, Tell
+from prune2deploy.bench.memory import measure_memory
 from prune2deploy.bench.process import run_build
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.bench.samples import BuildSamples
@@ -41,7 +42,10 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     # A GPU engine's driver runs threads of its own; confining them to the launching thread's CPU would slow it down.
     cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None
     environment = describe_environment(threads=request.options.threads, cpus=cpus)
+    # First, because it takes seconds and can be refused.
+    memory = measure_memory(request, cpus, progress=progress) if request.options.memory else {}
     builds = _measure_builds(request, cpus, progress)
+    builds[0] = replace(builds[0], memory_bytes=memory)
     result = summarise(request, builds, environment=environment)
     for note in result.notes:
         progress.note(note)

@@ -65,6 +65,11 @@ class GpuMonitor:
         millijoules = self._ask(self._library.nvmlDeviceGetTotalEnergyConsumption, self._handle)
         return None if millijoules is None else millijoules / 1000
 
+    def memory_used_bytes(self) -> int | None:
+        """The memory that all processes together hold on the GPU now; None of a slice, which NVML counts elsewhere."""
+        memory = None if self._partitioned else self._ask(self._library.nvmlDeviceGetMemoryInfo, self._handle)
+        return None if memory is None else int(memory.used)
+
     def close(self) -> None:
         """Leave the library."""
         self._ask(self._library.nvmlShutdown)

@@ -28,7 +28,19 @@ def run_build(
     """Run one build in a process of its own and wait for it. The process never outlives this call.
 
     Raises:
-        P2DError: whatever expected error the build ended with, as its own class.
+        P2DError: as ``run_worker``.
+    """
+    document, where = run_worker(job, command=command, tell=tell, timeout_seconds=timeout_seconds)
+    return BuildSamples.from_document(document, where=where)
+
+
+def run_worker(
+    job: BuildJob, *, command: Sequence[str], tell: Tell, timeout_seconds: float | None = None
+) -> tuple[Mapping[str, Any], str]:
+    """Hand a job to ``command REQUEST.json RESULT.json`` and wait for it; return its result and where that lay.
+
+    Raises:
+        P2DError: whatever expected error the job ended with, as its own class.
         EngineError: the process crashed (its last line is told) or ran past ``timeout_seconds``.
     """
     with tempfile.TemporaryDirectory(prefix="p2d-bench-") as folder:
@@ -55,10 +67,10 @@ def run_build(
                 where=f"bench on {job.request.engine}",
                 hint="run `p2d doctor`, and try another --engine",
             )
-        document = read_json(result_path)
+        document: Mapping[str, Any] = read_json(result_path)
         if "error" in document:
             raise _error_from(document["error"])
-        return BuildSamples.from_document(document, where=str(result_path))
+        return document, str(result_path)
 
 
 def _run(

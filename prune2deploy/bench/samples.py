@@ -87,7 +87,9 @@ class BuildSamples:
     ``engines`` has one entry a slot: variant, copy, precision, build_seconds, parity_max_error (None without
     reference outputs), details. ``accuracies`` maps "variant/precision" to top-1 accuracy through the engine.
     ``answers`` has one character an image under the same key, in the order of the evaluation set: 1 where the engine
-    named its label, else 0. ``minimum_seconds`` is how long the shortest useful build of this kind would take.
+    named its label, else 0. ``memory_bytes`` are the peaks that fresh processes of their own took, also under that key;
+    they lie with the first build, as do ``profiles``, the entries of ``bench.profiling.profiles_of``.
+    ``minimum_seconds`` is how long the shortest useful build of this kind would take.
     """
 
     build: int
@@ -96,6 +98,8 @@ class BuildSamples:
     engines: tuple[Mapping[str, Any], ...]
     accuracies: Mapping[str, float] = field(default_factory=dict)
     answers: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    profiles: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
     minimum_seconds: float = 0.0
 
@@ -132,6 +136,8 @@ class BuildSamples:
             fields["cpus"] = None if cpus is None else tuple(cpus)
             fields["cells"] = tuple(_cell(cell) for cell in fields["cells"])
             fields["engines"] = tuple(fields["engines"])
+            fields["profiles"] = tuple(fields.get("profiles", ()))
+            fields["memory_bytes"] = {key: tuple(peaks) for key, peaks in fields.get("memory_bytes", {}).items()}
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise InputError(f"the samples are damaged ({error})", where=where, hint="run `p2d bench` again") from error

@@ -65,7 +65,7 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
     flop_yield = None
     if against_baseline is not None and subject.flops_fraction is not None:
         flop_yield = against_baseline.estimate * subject.flops_fraction
-    memory, answers = _facts(subject, builds, "memory_bytes"), _answers(subject, builds)
+    answers = _answers(subject, builds)
     return Row(
         variant=subject.variant,
         engine=request.engine,
@@ -90,7 +90,7 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
         file=subject.onnx_path.name,
         sha256=subject.sha256,
         file_bytes=subject.file_bytes,
-        memory_bytes=round(median(memory)) if memory else None,
+        memory_bytes=_memory(subject, builds),
         correct=answers.count("1") if answers else None,
         evaluated=len(answers) if answers else None,
     )
@@ -108,6 +108,13 @@ def _answers(subject: Subject, builds: Sequence[BuildSamples]) -> str | None:
     """Which images' labels the engine named, where a build kept it and the weights were trained."""
     key = f"{subject.variant}/{subject.precision}"
     return next((build.answers[key] for build in builds if key in build.answers), None) if subject.trained else None
+
+
+def _memory(subject: Subject, builds: Sequence[BuildSamples]) -> int | None:
+    """The median of the peaks, where memory was measured."""
+    key = f"{subject.variant}/{subject.precision}"
+    peaks = next((build.memory_bytes[key] for build in builds if key in build.memory_bytes), ())
+    return round(median(peaks)) if peaks else None
 
 
 def _census(subject: Subject, builds: Sequence[BuildSamples]) -> Mapping[str, Any] | None:
