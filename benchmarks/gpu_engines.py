@@ -5,9 +5,10 @@
 
 Written for a machine that is there for minutes: networks are made and exported once, then one cell (an engine at a
 precision) after the other is measured by ``p2d bench``'s own protocol, at about ``--seconds`` for each batch size; none
-begins after ``--minutes``. What cannot be measured is a line with its reason. ``torch-compile`` comes last, a batch
-size at a time, since compiling takes longer than measuring. An engine that computes on the CPU is timed at a batch of
-1 only where a GPU engine runs too. Every record is written as it comes.
+begins after ``--minutes``. What cannot be measured is a line with its reason. GPU engines also tell their time on the
+device and that of copying the inputs there. ``torch-compile`` comes last, a batch size at a time, since compiling takes
+longer than measuring. An engine that computes on the CPU is timed at a batch of 1 only where a GPU engine runs too.
+Every record is written as it comes.
 """
 
 import argparse
@@ -233,7 +234,8 @@ def table(document: dict[str, Any]) -> list[str]:
         for batch in map(int, batches.split(",")):
             rows = {row["variant"]: row for row in record["rows"] if row["batch"] == batch}
             control = next((one["passed"] for one in record["controls"] if one["batch"] == batch), None)
-            dense = _milliseconds(rows["dense"]) + (" (control failed)" if control is False else "")
+            dense = _milliseconds(rows["dense"]) + _aside(rows["dense"])
+            dense += " (control failed)" if control is False else ""
             shown = [dense, *(_speedup(rows[name], "{}") for name in others)]
             lines.append(f"| {engine} | {precision} | {batch} | " + " | ".join(shown) + " |")
     return lines
@@ -241,6 +243,13 @@ def table(document: dict[str, Any]) -> list[str]:
 
 def _milliseconds(row: dict[str, Any]) -> str:
     return f"{row['latency_ns']['p50'] / 1e6:.3g} ms"
+
+
+def _aside(row: dict[str, Any]) -> str:
+    """What an engine on a GPU tells beside the time of a whole run."""
+    told = (("on the device", row.get("device_ns")), ("inputs to it", row.get("copy_ns")))
+    shown = [f"{found['p50'] / 1e6:.3g} ms {what}" for what, found in told if found is not None]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _speedup(row: dict[str, Any], form: str) -> str:
