@@ -39,7 +39,7 @@ class Row:
     which an int8 row names the class that the model names, None for other precisions. ``census`` is the document of an
     ``engines.census.Census`` of the engine, None where it could not tell.
     ``build_medians_ns`` has one figure a build, what its scenario judges (``bench.figures``); ``distribution_ns`` the
-    quantiles 0, 2.5%, ..., 100% of all runs. Of offline ``latency_ns`` is the share of a batch in the time of each queue.
+    quantiles 0, 2.5%, ..., 100% of all runs. Offline, ``latency_ns`` is a batch's share of the time of each queue.
     ``flop_yield`` (``yield`` in the document) is the speed-up against dense times ``flops_fraction``: 1 means that
     every FLOP removed was paid out as time.
 
