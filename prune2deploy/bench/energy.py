@@ -6,8 +6,12 @@ no counter no energy is made up from them.
 """
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import mean
+from typing import Any, Protocol
+
+from prune2deploy.bench.rounds import Runner
+from prune2deploy.bench.samples import BuildSamples
 
 _WARM_UP_SECONDS = 0.5
 # The counter is read after bursts of runs: reading it takes time in which the GPU would wait.
@@ -20,7 +24,7 @@ Clock = Callable[[], float]
 
 
 class EnergyMeter(Protocol):
-    """Something that counts energy: ``nvml.GpuMonitor``."""
+    """Something that counts energy: ``signals.SignalReader`` for the GPU that the engine runs on."""
 
     def energy_joules(self) -> float | None:
         """Energy used since some fixed moment, in joules; None where it is not counted."""
@@ -85,6 +89,52 @@ def measure_idle_watts(
         wait()
     last = _at_next_step(meter, wait, clock)
     return None if last is None or last <= first else (last - first) / (clock() - began)
+
+
+def energies_of(
+    runners: Sequence[Runner],
+    meter: EnergyMeter,
+    *,
+    batch: int,
+    clock: Clock = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[dict[str, Any]]:
+    """The energy of each variant at one batch size, as JSON objects. Empty where the device counts none.
+
+    Each has variant, precision, batch, joules (of one input) and idle_watts (None where that could not be told).
+    """
+    found = []
+    for runner in runners:
+        if runner.slot.copy == 0:
+            idle_watts = measure_idle_watts(meter, clock=clock, sleep=sleep)
+            runner.engine.bind(runner.buffers[0])
+            joules = measure_energy(runner.engine.run, meter, batch=batch, clock=clock)
+            if joules is not None:
+                setting = {"variant": runner.slot.variant, "precision": runner.precision, "batch": batch}
+                found.append({**setting, "joules": joules, "idle_watts": idle_watts})
+    return found
+
+
+def energy_found(builds: Sequence[BuildSamples], variant: str, precision: str, batch: int) -> float | None:
+    """Energy of one input in joules, where a build measured it."""
+    setting = (variant, precision, batch)
+    for energy in _energies(builds):
+        if (energy["variant"], energy["precision"], energy["batch"]) == setting:
+            return float(energy["joules"])
+    return None
+
+
+def notes_on_energy(builds: Sequence[BuildSamples]) -> Iterator[str]:
+    """What to know of energies that were asked for: that there are none, or what is in them."""
+    energies = list(_energies(builds))
+    if not energies:
+        yield "energy: no NVML energy counter on this device"
+    if waiting := [energy["idle_watts"] for energy in energies if energy["idle_watts"] is not None]:
+        yield f"energy: what the GPU takes while it waits between runs, {mean(waiting):.0f} W, is in the figures"
+
+
+def _energies(builds: Sequence[BuildSamples]) -> Iterator[Mapping[str, Any]]:
+    return (energy for build in builds for energy in build.energies)
 
 
 def _at_next_step(meter: EnergyMeter, act: Callable[[], None], clock: Clock) -> float | None:

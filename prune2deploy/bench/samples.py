@@ -88,7 +88,8 @@ class BuildSamples:
     reference outputs), details. ``accuracies`` maps "variant/precision" to top-1 accuracy through the engine.
     ``answers`` has one character an image under the same key, in the order of the evaluation set: 1 where the engine
     named its label, else 0. ``memory_bytes`` are the peaks that fresh processes of their own took, also under that key;
-    they lie with the first build, as do ``profiles``, the entries of ``bench.profiling.profiles_of``.
+    they lie with the first build, as do ``profiles``, the entries of ``bench.profiling.profiles_of``, and ``energies``,
+    those of ``bench.energy.energies_of``.
     ``minimum_seconds`` is how long the shortest useful build of this kind would take.
     """
 
@@ -100,6 +101,7 @@ class BuildSamples:
     answers: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     profiles: tuple[Mapping[str, Any], ...] = ()
+    energies: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
     minimum_seconds: float = 0.0
 
@@ -137,6 +139,7 @@ class BuildSamples:
             fields["cells"] = tuple(_cell(cell) for cell in fields["cells"])
             fields["engines"] = tuple(fields["engines"])
             fields["profiles"] = tuple(fields.get("profiles", ()))
+            fields["energies"] = tuple(fields.get("energies", ()))
             fields["memory_bytes"] = {key: tuple(peaks) for key, peaks in fields.get("memory_bytes", {}).items()}
             return cls(**fields)
         except (KeyError, TypeError) as error:

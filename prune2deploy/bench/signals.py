@@ -73,6 +73,10 @@ class SignalReader:
             **(no_gpu_signals() if self._gpu is None else self._gpu.signals()),
         }
 
+    def energy_joules(self) -> float | None:
+        """The GPU's energy counter, see ``nvml.GpuMonitor``; None without a GPU that counts."""
+        return None if self._gpu is None else self._gpu.energy_joules()
+
     def close(self) -> None:
         """Let go of the GPU's library."""
         if self._gpu is not None:

@@ -4,8 +4,17 @@ import math
 
 import pytest
 
-from prune2deploy.bench.energy import measure_energy, measure_idle_watts
+from prune2deploy.bench.energy import (
+    energies_of,
+    energy_found,
+    measure_energy,
+    measure_idle_watts,
+    notes_on_energy,
+)
 from prune2deploy.bench.nvml import open_gpu
+from prune2deploy.bench.rounds import Runner
+from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.bench.schedule import Slot
 
 
 class Board:
@@ -84,6 +93,53 @@ def test_a_device_that_counts_nothing_gives_no_energy(kind):
     assert measure_energy(board.run, board, batch=1, clock=board.clock) is None
     assert measure_idle_watts(board, clock=board.clock, sleep=board.sleep) is None
     assert board.now < 5.0
+
+
+class Engine:
+    """As much of a built engine as measuring its energy uses."""
+
+    def __init__(self, board):
+        self.run = board.run
+        self.bound = []
+
+    def bind(self, inputs):
+        self.bound.append(inputs)
+
+
+def test_every_variant_is_measured_once_and_its_copy_is_not():
+    board = Board()
+    engines = [Engine(board) for _ in range(3)]
+    slots = (Slot(variant="dense"), Slot(variant="pruned"), Slot(variant="dense", copy=1))
+    runners = [
+        Runner(slot=slot, engine=engine, precision="fp16", where="a.onnx", facts={}, buffers=({"input": None},))
+        for slot, engine in zip(slots, engines, strict=True)
+    ]
+    energies = energies_of(runners, board, batch=4, clock=board.clock, sleep=board.sleep)
+    assert [(one["variant"], one["precision"], one["batch"]) for one in energies] == [
+        ("dense", "fp16", 4),
+        ("pruned", "fp16", 4),
+    ]
+    assert [len(engine.bound) for engine in engines] == [1, 1, 0]
+    builds = [build_with(energies)]
+    assert energy_found(builds, "pruned", "fp16", 4) == pytest.approx(0.25 / 4, rel=0.01)
+    assert energy_found(builds, "pruned", "fp16", 1) is None
+    assert list(notes_on_energy(builds)) == [
+        "energy: what the GPU takes while it waits between runs, 50 W, is in the figures"
+    ]
+    assert BuildSamples.from_document(builds[0].to_document(), where="samples") == builds[0]
+
+
+def test_where_nothing_counts_energy_a_note_says_so():
+    board = NoCounter()
+    runner = Runner(slot=Slot(variant="dense"), engine=Engine(board), precision="fp32", where="a.onnx", facts={})
+    runner.buffers = ({},)
+    energies = energies_of([runner], board, batch=1, clock=board.clock, sleep=board.sleep)
+    assert energies == []
+    assert list(notes_on_energy([build_with(energies)])) == ["energy: no NVML energy counter on this device"]
+
+
+def build_with(energies):
+    return BuildSamples(build=0, cpus=None, cells=(), engines=(), energies=tuple(energies))
 
 
 @pytest.mark.gpu
