@@ -324,7 +324,7 @@ class CompareOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOutcome:
-    """The pages of a report, the one to open first at the front."""
+    """The pages of a report, the one to open first at the front. ``run`` is the folder that they tell of."""
 
     run: Path
     files: tuple[Path, ...]

@@ -1,6 +1,7 @@
 """From a matplotlib figure to an SVG that lives in a page: themed by CSS variables, titled, with ids of its own."""
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plot:
-    """One drawing. ``svg`` is an ``<svg>`` element; ``description`` says in words what it shows."""
+    """One drawing. ``svg`` is an ``<svg>`` element, figures in words included; ``description`` says how to read it."""
 
     key: str
     title: str
@@ -106,19 +107,31 @@ def shortened(name: str) -> str:
 
 def legend_above(figure: Figure, labels: Sequence[str]) -> None:
     """A legend over the axes, in as many columns as its longest label leaves room for."""
-    widest_points = 34 + 5.6 * max((len(label) for label in labels), default=0)
-    columns = max(1, min(len(labels), int(72 * WIDTH_INCHES / widest_points)))
-    figure.legend(loc="outside upper left", ncols=columns)
+    figure.legend(loc="outside upper left", ncols=_legend_columns(labels))
 
 
-def plot_from_figure(figure: Figure, *, key: str, title: str, description: str) -> Plot:
-    """Make the SVG. The same figure always gives the same bytes."""
+def legend_inches(labels: Sequence[str]) -> float:
+    """The height that ``legend_above`` takes."""
+    return 0.21 * math.ceil(len(labels) / _legend_columns(labels))
+
+
+def plot_from_figure(figure: Figure, *, key: str, title: str, description: str, figures: str = "") -> Plot:
+    """Make the SVG. The same figure always gives the same bytes.
+
+    ``figures`` are what is drawn in words, for who cannot see it; who can finds them in a table.
+    """
     buffer = io.BytesIO()
     empty: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"p2d-{key}"}):
         figure.savefig(buffer, format="svg", metadata=empty)
     svg = buffer.getvalue().decode()
-    return Plot(key=key, title=title, description=description, svg=_for_page(svg, key, title, description))
+    told = f"{description} {figures}".strip()
+    return Plot(key=key, title=title, description=description, svg=_for_page(svg, key, title, told))
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    widest_points = 34 + 5.6 * max((len(label) for label in labels), default=0)
+    return max(1, min(len(labels), int(72 * WIDTH_INCHES / widest_points)))
 
 
 def _for_page(svg: str, key: str, title: str, description: str) -> str:

@@ -10,7 +10,17 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 from prune2deploy.bench.subjects import PRUNED
-from prune2deploy.report.canvas import ACCENT, INK, MUTED, Plot, colour_of, drawing, legend_above, plot_from_figure
+from prune2deploy.report.canvas import (
+    ACCENT,
+    INK,
+    MUTED,
+    Plot,
+    colour_of,
+    drawing,
+    legend_above,
+    legend_inches,
+    plot_from_figure,
+)
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.figures import spell_number, spell_percent
 from prune2deploy.report.table import Table
@@ -161,7 +171,7 @@ def size_plot(content: ReportContent) -> Plot | None:
     if not changing:
         return None
     names = content.names
-    with drawing(height_inches=2.7) as figure:
+    with drawing(height_inches=2.4 + legend_inches(tuple(changing))) as figure:
         axes = figure.subplots()
         for name, points in changing.items():
             axes.step(

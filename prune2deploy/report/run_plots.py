@@ -4,7 +4,16 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from prune2deploy.report.canvas import Plot, colour_of, drawing, legend_above, marker_of, plot_from_figure, shortened
+from prune2deploy.report.canvas import (
+    Plot,
+    colour_of,
+    drawing,
+    legend_above,
+    legend_inches,
+    marker_of,
+    plot_from_figure,
+    shortened,
+)
 from prune2deploy.report.content import ReportContent
 
 _NAMED_LAYERS = 40
@@ -68,7 +77,8 @@ def history_plot(content: ReportContent) -> Plot | None:
         return None
     names = content.names
     scale, label = (100, "top-1 accuracy, %") if measure == "accuracy" else (1, "loss")
-    with drawing(height_inches=2.7) as figure:
+    labels = [shortened(variant) for variant in histories]
+    with drawing(height_inches=2.4 + legend_inches(labels)) as figure:
         axes = figure.subplots()
         for variant, history in histories.items():
             known = [(epoch["epoch"], epoch[measure] * scale) for epoch in history if epoch.get(measure) is not None]
@@ -79,12 +89,12 @@ def history_plot(content: ReportContent) -> Plot | None:
                 marker=marker_of(variant, names),
                 markersize=4,
                 linewidth=2,
-                label=variant,
+                label=shortened(variant),
             )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
-        legend_above(figure, tuple(histories))
+        legend_above(figure, labels)
         lengths = ", ".join(f"{variant} {len(history)}" for variant, history in histories.items())
         return plot_from_figure(
             figure, key="history", title="Training", description=f"One point an epoch. Epochs: {lengths}."

@@ -73,6 +73,8 @@ def signal_plots(builds: Sequence[BuildSamples]) -> tuple[Plot, ...]:
             axes.set_title(line.signal.label, loc="left", fontsize=10, color=MUTED)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             axes.margins(x=0.01, y=0.15)
+            if line.signal.counter:
+                axes.set_ylim(bottom=0)
         panels[-1, 0].set_xlabel("round, over all builds")
         panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         calm = ", ".join(line.signal.label.partition(",")[0] for line in known if line not in lines)

@@ -12,12 +12,15 @@ from prune2deploy.report.canvas import (
     colour_of,
     drawing,
     legend_above,
+    legend_inches,
     marker_of,
     plot_from_figure,
     shortened,
 )
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import spell_interval, spell_latency, spell_percent, spell_ratio
+
+_NAMED_BESIDE_MARKS = 3
 
 _Key = tuple[str, str, str, int]
 """Variant, engine, precision and batch size: what a row is told by."""
@@ -76,8 +79,9 @@ def speedup_plot(content: ReportContent) -> Plot | None:
             title=f"Speed-up against {content.baseline}",
             description=(
                 "The large mark is the estimate, the bar its interval; each small dot below is one engine build, in a "
-                f"process of its own{'; tall dark marks are claims' if claims else ''}. {said}."
+                f"process of its own{'; tall dark marks are claims' if claims else ''}."
             ),
+            figures=f"{said}.",
         )
 
 
@@ -110,7 +114,9 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
     names = content.names
     points = [(row.latency_ns.p50 / 1e6, (row.accuracy or 0.0) * 100) for row in rows]
     latencies, accuracies = [point[0] for point in points], [point[1] for point in points]
-    with drawing(height_inches=2.7) as figure:
+    labels = [shortened(row.variant) for row in rows]
+    legend = legend_inches(labels) if len(rows) > _NAMED_BESIDE_MARKS else 0.3
+    with drawing(height_inches=2.4 + legend) as figure:
         axes = figure.subplots()
         reach = max(latencies) * 1.2
         spread = max(accuracies) - min(accuracies)
@@ -134,7 +140,10 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
                 markersize=10,
                 markeredgecolor=SURFACE,
                 linestyle="none",
+                label=shortened(row.variant),
             )
+            if len(rows) > _NAMED_BESIDE_MARKS:
+                continue
             at_right = latency < 0.75 * reach
             axes.annotate(
                 shortened(row.variant),
@@ -144,6 +153,8 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
                 ha="left" if at_right else "right",
                 fontsize=11,
             )
+        if len(rows) > _NAMED_BESIDE_MARKS:
+            legend_above(figure, labels)
         axes.set_xlim(0, reach)
         axes.set_ylim(low, high)
         axes.set_xlabel("median latency, ms")
@@ -155,7 +166,8 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
             figure,
             key=key,
             title=f"Accuracy against latency, {spell_setting(setting, content)}",
-            description=f"Up and to the left is better; the dashed steps join what nothing beats in both. {said}.",
+            description="Up and to the left is better; the dashed steps join what nothing beats in both.",
+            figures=f"{said}.",
         )
 
 
@@ -174,29 +186,31 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
     if not rows:
         return None
     names = content.names
-    with drawing(height_inches=2.7) as figure:
+    labels = [shortened(row.variant) for row in rows]
+    with drawing(height_inches=2.4 + legend_inches(labels)) as figure:
         axes = figure.subplots()
-        for row in rows:
+        for row, label in zip(rows, labels, strict=True):
             shares = [100 * step / (len(row.distribution_ns) - 1) for step in range(len(row.distribution_ns))]
             axes.plot(
                 [value / 1e6 for value in row.distribution_ns],
                 shares,
                 color=colour_of(row.variant, names),
                 linewidth=2.2,
-                label=shortened(row.variant),
+                label=label,
             )
         slowest = max(_nearly_slowest(row) for row in rows) / 1e6
         axes.set_xlim(0, slowest * 1.1)
         axes.set_ylim(0, 100)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("runs at most as slow, %")
-        legend_above(figure, [shortened(row.variant) for row in rows])
+        legend_above(figure, labels)
         said = "; ".join(f"{row.variant}: median {spell_latency(row.latency_ns.p50)}" for row in rows)
         return plot_from_figure(
             figure,
             key=key,
             title=f"Latency of single runs, {spell_setting(setting, content)}",
-            description=f"The steeper a line, the steadier the variant; the slowest 2.5% may lie outside. {said}.",
+            description="The steeper a line, the steadier the variant; the slowest 2.5% may lie outside.",
+            figures=f"{said}.",
         )
 
 

@@ -1,15 +1,18 @@
 """A run and a measurement to report on: figures made up, passed through the real statistics."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prune2deploy.bench.result import BenchResult
+from prune2deploy.bench.result import SCHEMA_VERSION, BenchResult
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
 from prune2deploy.bench.summary import summarise
+from prune2deploy.report.content import ReportContent
 from prune2deploy.run import OnnxRecord, RunFolder, RunManifest, VariantRecord
 
 LATENCIES_NS = {"dense": 1_500_000, "pruned": 520_000, "reduced": 490_000}
@@ -21,9 +24,18 @@ MakeManifest = Callable[..., RunManifest]
 
 
 def builds_of(
-    latencies_ns: dict[str, int], *, batches: tuple[int, ...], builds: int, control_ratio: float, accurate: bool
+    latencies_ns: dict[str, int],
+    *,
+    batches: tuple[int, ...],
+    builds: int,
+    control_ratio: float,
+    accurate: bool,
+    rounds: int = 1,
 ) -> list[BuildSamples]:
-    """Simulated builds: log-normal runs around a latency that varies from build to build."""
+    """Simulated builds: log-normal runs around a latency that varies from build to build.
+
+    With several rounds there are signals between them, and the first of the second build was disturbed.
+    """
     generator = np.random.default_rng(11)
     baseline = next(iter(latencies_ns))
     slots = [*((variant, 0) for variant in latencies_ns), (baseline, 1)]
@@ -36,9 +48,25 @@ def builds_of(
                 centre = latencies_ns[variant] * batch**0.8 * np.exp(generator.normal(0, 0.008))
                 centre *= control_ratio if copy else 1
                 runs = centre * np.exp(np.abs(generator.normal(0, 0.05, 200)))
-                samples = tuple(int(value) for value in runs)
-                blocks.append(Block(variant=variant, copy=copy, round=0, position=position, samples_ns=samples))
-            cells.append(Cell(precision="fp32", batch=batch, blocks=tuple(blocks), warmup=(), signals=({}, {})))
+                for number, part in enumerate(np.array_split(runs, rounds)):
+                    samples = tuple(int(value) for value in part)
+                    blocks.append(
+                        Block(variant=variant, copy=copy, round=number, position=position, samples_ns=samples)
+                    )
+            signals = [
+                {"run_delay_longest_seconds": moment * 1e-3, "frequency_mhz": 2900 + moment, "steal_longest_seconds": 0}
+                for moment in range(rounds + 1)
+            ]
+            cells.append(
+                Cell(
+                    precision="fp32",
+                    batch=batch,
+                    blocks=tuple(blocks),
+                    warmup=(),
+                    signals=tuple(signals) if rounds > 1 else ({}, {}),
+                    dropped={"0": "waited 31.0% of the round for a CPU"} if rounds > 1 and build == 1 else {},
+                )
+            )
         made.append(
             BuildSamples(
                 build=build,
@@ -66,6 +94,7 @@ def make_result() -> MakeResult:
         claim: float | None = None,
         control_ratio: float = 1.0,
         accurate: bool = True,
+        rounds: int = 1,
     ) -> BenchResult:
         latencies_ns = latencies_ns or LATENCIES_NS
         request = BenchRequest(
@@ -93,7 +122,12 @@ def make_result() -> MakeResult:
             "versions": {"numpy": "2.4"},
         }
         samples = builds_of(
-            latencies_ns, batches=batches, builds=builds, control_ratio=control_ratio, accurate=accurate
+            latencies_ns,
+            batches=batches,
+            builds=builds,
+            control_ratio=control_ratio,
+            accurate=accurate,
+            rounds=rounds,
         )
         return summarise(request, samples, environment=environment)
 
@@ -180,6 +214,24 @@ def make_manifest() -> MakeManifest:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def full_content(make_manifest: MakeManifest, make_result: MakeResult) -> ReportContent:
+    """A report with all that a page can hold: twelve rows, long names, raw samples, signals, a disturbed round."""
+    latencies_ns = LATENCIES_NS | {
+        "family-0.25": 300_000,
+        "family-0.75": 900_000,
+        "pruned-by-a-method-with-a-very-long-name": 555_555,
+        "bottleneck": 700_000,
+    }
+    result = make_result(latencies_ns=latencies_ns, claim=2.5, rounds=5)
+    listing = {"schema_version": SCHEMA_VERSION, "builds": [build.to_document() for build in result.samples]}
+    return ReportContent(
+        manifest=make_manifest(names=tuple(latencies_ns)),
+        result=result,
+        archive=gzip.compress(json.dumps(listing).encode(), mtime=0),
+    )
 
 
 @pytest.fixture
