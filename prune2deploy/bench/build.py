@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
-from prune2deploy.bench.gate import pass_gate
+from prune2deploy.bench.gate import not_finite, pass_gate
 from prune2deploy.bench.inputs import input_buffers, shapes_at
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
@@ -51,6 +51,8 @@ def measure_build(
                     spent = clock() - started - aside_seconds
                     seconds = (job.budget_seconds - spent) / (cell_total - len(timings))
                 _bind_inputs(runners, request, batch, evaluation)
+                if job.build == 0 and evaluation is None:
+                    _look_at_outputs(runners)
                 timings.append(
                     time_rounds(
                         runners,
@@ -106,6 +108,7 @@ def _build_one(
         threads=request.options.threads,
         cache=None,
         bundle=subject.bundle,
+        shapes=request.shapes,
         # Builds that share what earlier ones measured differ less than builds do.
         tensorrt=TensorRTOptions(timing_cache=False),
     )
@@ -114,7 +117,7 @@ def _build_one(
     stack.callback(ready.close)
     build_seconds = time.monotonic() - begun
     for batch in request.batches:
-        shapes_at(ready.inputs, batch=batch, where=str(subject.onnx_path))
+        shapes_at(ready.inputs, batch=batch, where=str(subject.onnx_path), shapes=request.shapes)
     passed = pass_gate(ready, evaluation, subject, request.batches)
     details = ready.inspect() if job.build == 0 and slot.copy == 0 else {}
     if "census" in details:
@@ -144,7 +147,18 @@ def _bind_inputs(runners: list[Runner], request: BenchRequest, batch: int, evalu
             seed=request.options.seed,
             real_inputs=evaluation.inputs if evaluation is not None else None,
             where=runner.where,
+            shapes=request.shapes,
         )
+
+
+def _look_at_outputs(runners: list[Runner]) -> None:
+    """Of networks that nothing says the outputs of, note which ones hold what is no number."""
+    for runner in runners:
+        if runner.slot.copy == 0:
+            runner.engine.bind(runner.buffers[0])
+            runner.engine.run()
+            found = dict.fromkeys([*runner.facts.get("not_finite", ()), *not_finite(runner.engine.read())])
+            runner.facts["not_finite"] = list(found)
 
 
 def _answers(runners: list[Runner], evaluation: EvaluationSet, batch: int) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """What stands before every timing: an engine that computes something else than its model is never timed."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prune2deploy.bench.subjects import Subject
 from prune2deploy.engines.engine import BuiltEngine
@@ -42,6 +44,19 @@ def pass_gate(
     if subject.precision == "int8":
         return _int8(built, evaluation, subject, batches)
     return Passed(error=check_parity(built, evaluation, subject.variant, precision=subject.precision, batches=batches))
+
+
+def not_finite(outputs: Mapping[str, NDArray[np.generic]]) -> tuple[str, ...]:
+    """Names of the outputs that hold infinity or what is no number."""
+    return tuple(name for name, values in outputs.items() if not _is_finite(values))
+
+
+def _is_finite(values: NDArray[np.generic]) -> bool:
+    if values.dtype.kind in "biuSUO":
+        return True
+    # Types that NumPy does not know itself, such as bfloat16, are of the kind "V" and become float32.
+    floats = values if values.dtype.kind in "fc" else values.astype(np.float32)
+    return bool(np.isfinite(floats).all())
 
 
 def _int8(built: BuiltEngine, evaluation: EvaluationSet, subject: Subject, batches: tuple[int, ...]) -> Passed:

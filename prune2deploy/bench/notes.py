@@ -16,6 +16,7 @@ def notes_on(
     yield from _builds_given_up(request, builds)
     yield from _width_missed(request, builds, rows)
     yield from _mixed_precisions(request, builds)
+    yield from _not_finite(builds)
     yield from _disturbed(builds)
     yield from _unsteady(builds)
     for control in controls:
@@ -68,6 +69,17 @@ def _width_missed(request: BenchRequest, builds: Sequence[BuildSamples], rows: S
             f"the widest interval reaches {widest:.1%} to either side, not {options.half_width:.1%}: builds differed "
             "more after the pilot than in it, the machine is noisy"
         )
+
+
+def _not_finite(builds: Sequence[BuildSamples]) -> Iterator[str]:
+    """Engines whose outputs are no numbers on random inputs, where no reference says what they should be."""
+    for build in builds:
+        for fact in build.engines:
+            if names := fact.get("not_finite"):
+                yield (
+                    f"{fact['variant']} gives infinity or what is no number ({', '.join(names)}) on random inputs: "
+                    "its file may be damaged, and its speed not that of real numbers"
+                )
 
 
 def _disturbed(builds: Sequence[BuildSamples]) -> Iterator[str]:

@@ -147,6 +147,7 @@ def _protocol(request: BenchRequest, builds: Sequence[BuildSamples], rows: Seque
         **options,
         "builds_asked": options["builds"],
         "rounds_asked": options.pop("rounds"),
+        "shapes": {name: list(shape) for name, shape in request.shapes.items()},
         "pilot_builds": None if request.options.half_width is None else min(request.options.builds, len(builds)),
         "builds": len(builds),
         "builds_wanted": builds_wanted(request, builds[: request.options.builds]),

@@ -28,6 +28,22 @@ def input_shape(option: str, text: str | None) -> InputShape | None:
     return channels, height, width
 
 
+def shapes(option: str, texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of inputs by name, each such as input=1x3x224x224."""
+    found: dict[str, tuple[int, ...]] = {}
+    for text in texts or ():
+        name, equals, sizes = text.rpartition("=")
+        parts = sizes.lower().split("x")
+        if not (name and equals) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise InputError(
+                "is no shape of an input", where=f"{option} {text}", hint=f"for instance {option} input=1x3x224x224"
+            )
+        if name in found:
+            raise InputError(f"input {name} is named twice", where=f"{option} {text}", hint="give each shape once")
+        found[name] = tuple(int(part) for part in parts)
+    return found
+
+
 def counts(option: str, text: str) -> tuple[int, ...]:
     """Positive whole numbers, comma-separated, such as 1,32; ascending and each once."""
     parts = [part.strip() for part in text.split(",")]

@@ -113,7 +113,9 @@ class _Compiled:
         self._network = self._read()
         self._request: Any = None
         self._shapes: tuple[tuple[int, ...], ...] = ()
-        self._compiled(tuple(_with_batch(tensor.shape, options.batches[0]) for tensor in file.inputs))
+        self._compiled(
+            tuple(options.shapes.get(one.name, _with_batch(one.shape, options.batches[0])) for one in file.inputs)
+        )
 
     @property
     def inputs(self) -> Sequence[TensorInfo]:

@@ -73,12 +73,16 @@ def bare_files(
     asked = [precisions[0] if precisions else stored_precision(file) or "fp32" for file in files]
     for file, precision in zip(files, asked, strict=True):
         require_precision(file, precision)
+    # Files of different precisions may take inputs of different types; they are not compared with each other.
+    alike = [file for file, precision in zip(files, asked, strict=True) if precision == asked[0]]
+    for file in alike:
+        _require_same_names(files[0], file)
     settled = _settled_batches(files, batches, shapes, default_batches)
-    for file, precision in zip(files, asked, strict=True):
+    for file in files:
         for batch in settled:
             shapes_at(file.inputs, batch=batch, where=str(file.path), shapes=shapes)
-        if precision == asked[0]:
-            _require_same_inputs(files[0], file, batch=settled[0], shapes=shapes)
+        if file in alike:
+            _require_same_shapes(files[0], file, batch=settled[0], shapes=shapes)
     costs = [_cost(file, settled[0], shapes) for file in files]
     first = costs[0]
     subjects = tuple(
@@ -87,6 +91,7 @@ def bare_files(
             precision=precision,
             onnx_path=file.path,
             sha256=file.sha256,
+            file_bytes=file.bytes_total,
             flops_fraction=_share(cost.flops, first.flops),
             parameters_fraction=_share(cost.parameters, first.parameters),
         )
@@ -134,17 +139,18 @@ def _settled_batches(
     return tuple(fixed) or default_batches
 
 
-def _require_same_inputs(first: OnnxFile, file: OnnxFile, *, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a file that would compute on something else than the first."""
-    wanted = _typed_shapes(first, batch, shapes)
-    given = _typed_shapes(file, batch, shapes)
-    if wanted.keys() != given.keys():
+def _require_same_names(first: OnnxFile, file: OnnxFile) -> None:
+    if {info.name for info in first.inputs} != {info.name for info in file.inputs}:
         raise InputError(
             f"takes {_listed(file.inputs)}, and {first.path} takes {_listed(first.inputs)}",
             where=str(file.path),
             hint="files that are compared take the same inputs, of the same names",
         )
-    for name, told in given.items():
+
+
+def _require_same_shapes(first: OnnxFile, file: OnnxFile, *, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wanted = _typed_shapes(first, batch, shapes)
+    for name, told in _typed_shapes(file, batch, shapes).items():
         if told != wanted[name]:
             raise InputError(
                 f"input {name} is {told}, and that of {first.path} is {wanted[name]}",

@@ -1,6 +1,7 @@
 """``p2d bench``: time the variants of a run, or any ONNX files, against each other."""
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -9,16 +10,19 @@ from prune2deploy.bench.claim_kinds import ENERGY, MEMORY, Claim
 from prune2deploy.bench.claims import exit_code
 from prune2deploy.bench.claims_file import read_claims
 from prune2deploy.bench.measure import run_bench
-from prune2deploy.bench.result import BenchResult, write_result
-from prune2deploy.bench.subjects import BenchOptions, Subject
+from prune2deploy.bench.result import write_result
+from prune2deploy.bench.subjects import OFFLINE, SINGLE_STREAM, BenchOptions, Subject
 from prune2deploy.bench.subjects import BenchRequest as Measurement
-from prune2deploy.engines.onnx_file import read_onnx_file, require_precision, stored_precision
+from prune2deploy.budget.alignment import granule_for
+from prune2deploy.engines.engine import PRECISIONS
 from prune2deploy.engines.registry import AUTO
-from prune2deploy.errors import InputError
+from prune2deploy.pipeline.bare_files import DEFAULT_BATCHES, bare_files
+from prune2deploy.pipeline.compare import gravest, read_baseline
 from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import SILENT, Progress
+from prune2deploy.report.across_tables import changes_in_words
 from prune2deploy.report.claim_words import verdict_line
 from prune2deploy.report.measured_tables import result_tables
 from prune2deploy.run import RunFolder
@@ -32,40 +36,97 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
     Raises:
         EngineError: the engine is not usable here, or computes no layer in the precision that is to be measured.
         InputError: a file is missing, no ONNX file or of another precision, the engine lacks the precision, or a claim
-            is not understood or about what is not measured.
+            is not understood or about what is not measured; or the result to compare with cannot be compared with.
         ParityError: an engine does not compute what its model computes; nothing was timed.
     """
     claims = () if request.claims is None else read_claims(request.claims)
+    baseline = None if request.baseline is None else read_baseline(request.baseline)
+    options = _options(request, claims)
     if request.engine != AUTO:
         usable_engine(request.engine)
-    if request.onnx_files:
-        subjects, evaluation, folder = _bare_subjects(request.onnx_files, request.precisions), None, request.out
-        engine = usable_engine(request.engine, [subject.precision for subject in subjects])
-    else:
-        precisions = request.precisions or ("fp32",)
-        engine = usable_engine(request.engine, precisions)
-        run = exported_run(request.run, precisions, progress, engine=engine.name)
-        subjects = _run_subjects(run, precisions)
-        evaluation, folder = run.evaluation_path, request.out or run.bench_path
+    found = _named_files(request, options) if request.onnx_files else _variants(request, options, progress)
     measurement = Measurement(
-        subjects=subjects,
-        engine=engine.name,
-        batches=request.batches,
-        evaluation=evaluation,
+        subjects=found.subjects,
+        engine=found.engine,
+        batches=found.batches,
+        shapes=request.shapes,
+        evaluation=found.evaluation,
         claim=request.claim,
         claims=claims,
-        options=_options(request, claims),
+        options=replace(options, granules=_granules(found.engine)),
     )
+    if baseline is not None:
+        baseline.require_fit(measurement)
     result = run_bench(measurement, progress=progress)
-    file = write_result(result, folder)[0] if folder is not None else None
+    result = replace(result, notes=(*found.notes, *result.notes))
+    code, verdicts = exit_code(result.claims), [verdict_line(claim) for claim in result.claims]
+    if baseline is not None:
+        result, comparison = baseline.compared_with(result, tolerance=request.baseline_tolerance)
+        code = gravest(code, comparison.exit_code)
+        verdicts += changes_in_words(comparison)
+    file = write_result(result, found.folder)[0] if found.folder is not None else None
     return BenchOutcome(
         document=result.to_document(),
-        exit_code=exit_code(result.claims),
+        exit_code=code,
         tables=result_tables(result),
-        verdicts=tuple(verdict_line(claim) for claim in result.claims),
+        verdicts=tuple(verdicts),
         file=file,
-        notes=_notes(result),
+        notes=tuple(result.notes),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a request is about: ``folder`` is where the result goes, None for nowhere."""
+
+    subjects: tuple[Subject, ...]
+    engine: str
+    batches: tuple[int, ...]
+    evaluation: Path | None
+    folder: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def _named_files(request: BenchRequest, options: BenchOptions) -> _Found:
+    files = bare_files(
+        request.onnx_files,
+        precisions=request.precisions,
+        batches=request.batches,
+        shapes=request.shapes,
+        default_batches=_default_batches(options),
+    )
+    engine = usable_engine(request.engine, [subject.precision for subject in files.subjects])
+    return _Found(
+        subjects=files.subjects,
+        engine=engine.name,
+        batches=files.batches,
+        evaluation=None,
+        folder=request.out,
+        notes=files.notes,
+    )
+
+
+def _variants(request: BenchRequest, options: BenchOptions, progress: Progress) -> _Found:
+    precisions = request.precisions or ("fp32",)
+    engine = usable_engine(request.engine, precisions)
+    run = exported_run(request.run, precisions, progress, engine=engine.name)
+    return _Found(
+        subjects=_run_subjects(run, precisions),
+        engine=engine.name,
+        batches=request.batches or _default_batches(options),
+        evaluation=run.evaluation_path,
+        folder=request.out or run.bench_path,
+    )
+
+
+def _granules(engine: str) -> dict[str, int]:
+    """The widths that an engine likes multiples of, by precision."""
+    return {precision: granule_for(engine, precision) for precision in PRECISIONS}
+
+
+def _default_batches(options: BenchOptions) -> tuple[int, ...]:
+    """What is measured where nothing says a batch size; offline queues inputs, and takes the larger one alone."""
+    return {SINGLE_STREAM: (1,), OFFLINE: (max(DEFAULT_BATCHES),)}.get(options.scenario, DEFAULT_BATCHES)
 
 
 def usable_cores() -> int:
@@ -109,35 +170,3 @@ def _run_subjects(run: RunFolder, precisions: tuple[str, ...]) -> tuple[Subject,
         for precision in precisions
         for variant in run.manifest.variants.values()
     )
-
-
-def _bare_subjects(files: tuple[Path, ...], precisions: tuple[str, ...] | None) -> tuple[Subject, ...]:
-    """Files by name, each at its own precision unless one is asked for, which must then be theirs."""
-    if precisions is not None and len(precisions) > 1:
-        raise InputError(
-            "files are measured at one precision each",
-            where=f"--precision {','.join(precisions)}",
-            hint="leave it out: every file states its own",
-        )
-    read = [read_onnx_file(file) for file in files]
-    for file in read:
-        require_precision(file, precisions[0] if precisions else stored_precision(file) or "fp32")
-    stems = [file.stem for file in files]
-    names = stems if len(set(stems)) == len(stems) else [str(file) for file in files]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError("is named twice", where=twice, hint="name each file once; the first is the base")
-    return tuple(
-        Subject(
-            variant=name,
-            precision=precisions[0] if precisions else stored_precision(file) or "fp32",
-            onnx_path=file.path,
-            sha256=file.sha256,
-            file_bytes=file.bytes_total,
-        )
-        for name, file in zip(names, read, strict=True)
-    )
-
-
-def _notes(result: BenchResult) -> tuple[str, ...]:
-    return tuple(result.notes)

@@ -1,6 +1,6 @@
 """``p2d compare``, and the gate of ``p2d bench --baseline``: two measurements of one machine class."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prune2deploy.bench.across import (
@@ -52,7 +52,7 @@ def run_compare(request: CompareRequest, progress: Progress = SILENT) -> Compare
     )
 
 
-def result_file(path: Path) -> Path:
+def result_file(path: Path, *, where: str | None = None) -> Path:
     """The result document that a path means: itself, that of a folder, or that of a run folder's measurement.
 
     Raises:
@@ -63,39 +63,51 @@ def result_file(path: Path) -> Path:
     if found is None:
         what = f"holds no {RESULT_FILE}" if path.is_dir() else "does not exist"
         raise InputError(
-            what, where=str(path), hint="name a result of `p2d bench`, its folder, or a run that was measured"
+            what, where=where or str(path), hint="name a result of `p2d bench`, its folder, or a run that was measured"
         )
     return found
 
 
-def usable_baseline(path: Path, measurement: Measurement) -> BenchResult:
-    """The result to compare with, checked against what is about to be measured, so that nobody waits for a refusal.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """An earlier result that a new one is to be compared with. ``option`` is how the user named it."""
+
+    file: Path
+    result: BenchResult
+    option: str
+
+    def require_fit(self, measurement: Measurement) -> None:
+        """Refuse what could not be compared, before it is measured, so that nobody waits for a refusal.
+
+        Raises:
+            InputError: the baseline is INVALID itself, or of another machine class, or nothing that will be measured.
+        """
+        environment = describe_environment(threads=measurement.options.threads, cpus=None)
+        planned = Conditions.planned(measurement, environment)
+        require_comparable(Conditions.of(self.result), planned, where=self.option)
+        settings = {key[1:] for key in planned.keys}
+        for engine, precision, batch in sorted(failed_settings(self.result) & settings):
+            raise InputError(
+                f"its own measurement is INVALID on {engine} at {precision}, batch {batch}",
+                where=self.option,
+                hint="measure the baseline again on a quieter machine",
+            )
+
+    def compared_with(self, result: BenchResult, *, tolerance: float) -> tuple[BenchResult, Comparison]:
+        """A new result with its comparison in it, and the comparison."""
+        comparison = compare_results(self.result, result, tolerance=tolerance, where=self.option)
+        document = {"file": str(self.file), **comparison.to_document()}
+        return replace(result, baseline_comparison=document), comparison
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The result that ``--baseline`` names.
 
     Raises:
-        InputError: it is missing, damaged or INVALID, of another machine class, or nothing that will be measured.
+        InputError: there is none, or it is damaged.
     """
-    file = result_file(path)
-    baseline, where = read_result(file), f"--baseline {path}"
-    environment = describe_environment(threads=measurement.options.threads, cpus=None)
-    planned = Conditions.planned(measurement, environment)
-    require_comparable(Conditions.of(baseline), planned, where=where)
-    settings = {key[1:] for key in planned.keys}
-    for engine, precision, batch in sorted(failed_settings(baseline) & settings):
-        raise InputError(
-            f"its own measurement is INVALID on {engine} at {precision}, batch {batch}",
-            where=where,
-            hint="measure the baseline again on a quieter machine",
-        )
-    return baseline
-
-
-def against_baseline(
-    result: BenchResult, baseline: BenchResult, path: Path, *, tolerance: float
-) -> tuple[BenchResult, Comparison]:
-    """The result with its comparison in it, and the comparison."""
-    comparison = compare_results(baseline, result, tolerance=tolerance, where=f"--baseline {path}")
-    document = {"file": str(result_file(path)), **comparison.to_document()}
-    return replace(result, baseline_comparison=document), comparison
+    file = result_file(path, where=f"--baseline {path}")
+    return Baseline(file=file, result=read_result(file), option=f"--baseline {path}")
 
 
 def gravest(claims_code: int, baseline_code: int) -> int:

@@ -235,14 +235,18 @@ class BenchRequest:
     ``claim`` is a speed-up over dense to be judged, or "flops" for the one that the FLOPs imply; ``claims`` is a file
     of many claims. ``max_seconds`` bounds the whole measurement. ``builds`` None lets a pilot decide how many bring
     every interval to ``half_width``; a number is measured as it is. ``scenario`` None is the closed loop over
-    ``batches``. ``profile``, ``energy`` and ``memory`` ask for what is measured aside.
+    ``batches``, of which None are 1 and 32, or what the files are fixed to. ``shapes`` are whole shapes of inputs by
+    name, for files that leave more than the batch free. ``profile``, ``energy`` and ``memory`` ask for what is measured
+    aside. ``baseline`` is an earlier result to compare with; a speed-up that shrank by more than
+    ``baseline_tolerance`` is one that became slower.
     """
 
     run: Path | None = None
     onnx_files: tuple[Path, ...] = ()
     engine: str = "auto"
     precisions: tuple[str, ...] | None = None
-    batches: tuple[int, ...] = (1, 32)
+    batches: tuple[int, ...] | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     threads: int | None = None
     builds: int | None = None
     half_width: float = 0.02
@@ -253,9 +257,18 @@ class BenchRequest:
     profile: bool = False
     energy: bool = False
     memory: bool = False
+    baseline: Path | None = None
+    baseline_tolerance: float = 0.01
     seed: int = 0
     out: Path | None = None
     command: tuple[str, ...] = ("p2d", "bench")
+
+    def __post_init__(self) -> None:
+        check_tolerance("--baseline-tolerance", self.baseline_tolerance)
+        if self.shapes and not self.onnx_files:
+            raise InputError(
+                "is for ONNX files that are named, and a run has its own shapes", where="--shape", hint="leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +288,10 @@ class CompareRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """``p2d report``: the pages of ``run``, written to ``out`` (None: the run's own ``report`` folder)."""
+    """``p2d report``: the pages of ``run``, written to ``out`` (None: the ``report`` folder in it).
+
+    ``run`` is a run folder, or a result document or its folder; None is the latest run.
+    """
 
     run: Path | None = None
     out: Path | None = None

@@ -50,6 +50,7 @@ OPTIONS = {
     | {"--compute-capability", "--hardware-compatible", "--version-compatible", "--no-timing-cache"},
     "bench": RUNNING
     | {"--engine", "--precision", "--batch", "--threads", "--builds", "--half-width", "--max-seconds"}
+    | {"--shape", "--baseline", "--baseline-tolerance"}
     | {"--claim", "--claims", "--scenario", "--profile", "--energy", "--memory"}
     | {"--seed", "--out", "--json"},
     "report": RUNNING | {"--out"},

@@ -67,7 +67,15 @@ REFUSED = [
     (["bench", "--claim", "-3"], "--claim -3: is no speed-up"),
     (["bench", "--claim", "nan"], "--claim nan: is no speed-up"),
     (["bench", "--max-seconds", "0"], "--max-seconds 0: is out of range"),
-    (["bench", "--baseline", "old.json"], "--baseline: is not available in this version"),
+    (["bench", "--baseline", "old.json"], "--baseline old.json: does not exist; name a result of `p2d bench`"),
+    (["bench", "--baseline-tolerance", "2"], "--baseline-tolerance 2: is no tolerance"),
+    (["bench", "--shape", "input=1x3x8x8"], "--shape: is for ONNX files that are named"),
+    (
+        ["bench", "--shape", "1x3x8x8"],
+        "--shape 1x3x8x8: is no shape of an input; for instance --shape input=1x3x224x224",
+    ),
+    (["bench", "--shape", "input=1x0"], "--shape input=1x0: is no shape of an input"),
+    (["bench", "--shape", "a=1", "--shape", "a=2"], "--shape a=2: input a is named twice; give each shape once"),
     (["bench", "nowhere.onnx"], "nowhere.onnx: does not exist"),
 ]
 

@@ -38,7 +38,27 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    batch: options.Batch = "1,32",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="N,N",
+            rich_help_panel=_PANEL,
+            help="Batch sizes, comma-separated. Default: 1,32, or what the ONNX files or --shape say.",
+            show_default=False,
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="NAME=1x3x224x224",
+            rich_help_panel=_PANEL,
+            help="Whole shape of an input of the ONNX files, batch included; once for each input that leaves more than "
+            "its batch free.",
+            show_default=False,
+        ),
+    ] = None,
     threads: options.Threads = None,
     builds: Annotated[
         int | None,
@@ -107,7 +127,24 @@ def bench(
             help="Judge every claim of a TOML file: speed-up, latency, throughput, accuracy, size, memory, energy.",
         ),
     ] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", hidden=True)] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            "--baseline",
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="An earlier result of this machine class: leave with 13 where a speed-up shrank.",
+        ),
+    ] = None,
+    baseline_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--baseline-tolerance",
+            metavar="SHARE",
+            rich_help_panel=_PANEL,
+            help="How much a speed-up may shrink against the --baseline.",
+        ),
+    ] = 0.01,
     seed: options.Seed = 0,
     out: options.Out = None,
     json: options.Json = False,
@@ -118,14 +155,14 @@ def bench(
 
     Variants run interleaved, over several engine builds in fresh processes; every speed-up comes with an interval.
     """
-    values.refuse_option("--baseline", baseline, hint="leave it out")
     run, onnx_files = values.run_or_files(subjects)
     request = BenchRequest(
         run=run,
         onnx_files=onnx_files,
         engine=known(engine, ENGINES, where="--engine"),
         precisions=None if precision is None else values.names("--precision", precision, PRECISIONS),
-        batches=values.counts("--batch", batch),
+        batches=None if batch is None else values.counts("--batch", batch),
+        shapes=values.shapes("--shape", shape),
         threads=threads,
         builds=builds,
         half_width=values.share_of_one("--half-width", half_width),
@@ -136,6 +173,8 @@ def bench(
         max_seconds=values.rate("--max-seconds", max_seconds, zero=False),
         claim=values.claim("--claim", claim),
         claims=claims,
+        baseline=baseline,
+        baseline_tolerance=baseline_tolerance,
         seed=seed,
         out=out,
         command=("p2d", *sys.argv[1:]),
