@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prune2deploy.bench.claim_kinds import ACCURACY, ACCURACY_DROP, KINDS, SPEEDUP, YIELD, Claim
+from prune2deploy.bench.claim_kinds import ACCURACY, ACCURACY_DROP, ENERGY, KINDS, SPEEDUP, YIELD, Claim
 from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.errors import InputError
 from prune2deploy.evaluation import EvaluationSet
@@ -29,12 +29,14 @@ def targets_of(claim: Claim, request: BenchRequest) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def require_measured(request: BenchRequest) -> None:
+def require_measured(request: BenchRequest, *, device: str) -> None:
     """Refuse claims that this measurement could say nothing about, before anything is built.
 
+    ``device`` is what the engine runs on, as its ``Availability`` says it.
+
     Raises:
-        InputError: a claim names what is not measured, compares a file with itself, or needs FLOPs, labels or trained
-            weights that are not there.
+        InputError: a claim names what is not measured, compares a file with itself, or needs FLOPs, labels, trained
+            weights or an energy counter that are not there.
     """
     for claim in request.claims:
         _require_names(claim, request)
@@ -46,6 +48,12 @@ def require_measured(request: BenchRequest) -> None:
                 hint="name another variant, or measure more than the one that it is compared with",
             )
         _require_facts(claim, request, targets)
+        if claim.kind == ENERGY and device.startswith("CPU"):
+            raise InputError(
+                f"{request.engine} runs on the CPU, whose energy is not counted",
+                where=f"{claim.where}, {ENERGY}",
+                hint="measure on a GPU, or leave this claim out",
+            )
 
 
 def _subjects_of(claim: Claim, request: BenchRequest) -> list[Subject]:

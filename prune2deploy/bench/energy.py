@@ -7,11 +7,14 @@ no counter no energy is made up from them.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any, Protocol
 
 from prune2deploy.bench.rounds import Runner
 from prune2deploy.bench.samples import BuildSamples
+
+ENERGY_BUILDS = 3
+"""In how many builds energy is measured: an interval needs as many."""
 
 _WARM_UP_SECONDS = 0.5
 # The counter is read after bursts of runs: reading it takes time in which the GPU would wait.
@@ -116,12 +119,19 @@ def energies_of(
 
 
 def energy_found(builds: Sequence[BuildSamples], variant: str, precision: str, batch: int) -> float | None:
-    """Energy of one input in joules, where a build measured it."""
+    """Energy of one input in joules: the median of the builds that measured it."""
+    joules = energies_found(builds, variant, precision, batch)
+    return median(joules) if joules else None
+
+
+def energies_found(builds: Sequence[BuildSamples], variant: str, precision: str, batch: int) -> list[float]:
+    """Energy of one input in joules, in each build that measured it."""
     setting = (variant, precision, batch)
-    for energy in _energies(builds):
-        if (energy["variant"], energy["precision"], energy["batch"]) == setting:
-            return float(energy["joules"])
-    return None
+    return [
+        float(energy["joules"])
+        for energy in _energies(builds)
+        if (energy["variant"], energy["precision"], energy["batch"]) == setting
+    ]
 
 
 def notes_on_energy(builds: Sequence[BuildSamples]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from prune2deploy.bench.claim_kinds import (
 from prune2deploy.bench.claimed import Target, targets_of
 from prune2deploy.bench.claims import JudgedClaim, Verdict, judge, reason_for
 from prune2deploy.bench.compare import MINIMUM_SAMPLES_P90, MINIMUM_SAMPLES_P99, Interval, ratio_interval
+from prune2deploy.bench.energy import energies_found
 from prune2deploy.bench.figures import latencies_ns, throughput_per_s
 from prune2deploy.bench.proportions import difference_interval, share_interval
 from prune2deploy.bench.result import Control, Row
@@ -250,11 +251,10 @@ def _memory(claim: Claim, target: Target, measured: Measured) -> Evidence:
 
 
 def _energy(claim: Claim, target: Target, measured: Measured) -> Evidence:
-    joules = measured.row(target).energy_joules
-    return Evidence(
-        estimate=None if joules is None else joules * 1e3,
-        missing="the device does not tell its energy" if joules is None else "energy was measured once",
-    )
+    row = measured.row(target)
+    joules = energies_found(measured.builds, row.variant, row.precision, row.batch)
+    missing = "no energy was counted" if not joules else "energy was measured in too few builds for an interval"
+    return mean_evidence([joule * 1e3 for joule in joules], confidence=measured.confidence, missing=missing)
 
 
 _EVIDENCE: Mapping[str, Callable[[Claim, Target, Measured], Evidence]] = {

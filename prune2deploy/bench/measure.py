@@ -37,8 +37,8 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     """
     engine = engine_named(request.engine)
     request = replace(request, engine=engine.name)
-    require_measured(request)
     device = _usable_device(request, engine)
+    require_measured(request, device=device)
     # A GPU engine's driver runs threads of its own; confining them to the launching thread's CPU would slow it down.
     cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None
     environment = describe_environment(threads=request.options.threads, cpus=cpus)

@@ -43,7 +43,8 @@ def builds_of(
 ) -> list[BuildSamples]:
     """Builds whose figures differ by up to 1% from a common centre, evenly to both sides.
 
-    Batch 8 takes six times as long as batch 1. One run of twenty takes twice as long: the 99th percentile is twice the median.
+    Batch 8 takes six times as long as batch 1. One run of twenty takes twice as long, and so the 99th percentile is
+    twice the median.
     """
     made = []
     for number in range(builds):
@@ -232,6 +233,33 @@ def test_memory_is_judged_by_its_processes(bound: float, verdict: Verdict) -> No
     assert claim.batch is None
 
 
+@pytest.mark.parametrize(
+    ("joules", "bound", "verdict"),
+    [
+        ((0.010, 0.0101, 0.0099), 11.0, Verdict.CONFIRMED),
+        ((0.010, 0.0101, 0.0099), 9.0, Verdict.REFUTED),
+        ((0.010, 0.0101, 0.0099), 10.1, Verdict.UNDECIDED),
+        ((0.010, 0.0101), 11.0, Verdict.UNDECIDED),
+    ],
+)
+def test_energy_is_judged_by_the_builds_that_counted_it(
+    joules: tuple[float, ...], bound: float, verdict: Verdict
+) -> None:
+    counted = {"variant": "pruned", "precision": "fp32", "batch": 1, "idle_watts": None}
+    builds = builds_of()
+    for number, figure in enumerate(joules):
+        builds[number] = replace(builds[number], energies=({**counted, "joules": figure},))
+    request = request_with(Claim(kind="energy_mj", bound=bound, batch=1))
+    (claim,) = summarise(request, builds, environment={}).claims
+    assert claim.verdict is verdict
+    assert claim.estimate == pytest.approx(10.0, rel=0.01)
+
+
+def test_energy_of_a_cpu_is_refused_beforehand() -> None:
+    with pytest.raises(InputError, match="energy_mj: ort-cpu runs on the CPU, whose energy is not counted"):
+        require_measured(request_with(Claim(kind="energy_mj", bound=15.0)), device="CPU (AVX2)")
+
+
 def test_what_was_not_measured_is_undecided_and_says_so() -> None:
     assert judged("memory_mb", 60.0).reason == "its memory was not measured"
     lonely = judged("memory_mb", 60.0, builds={"memory": (50_000_000,)})
@@ -241,8 +269,7 @@ def test_what_was_not_measured_is_undecided_and_says_so() -> None:
     assert unknown.reason == "no accuracy was measured through the engine"
     assert "on the same images" in judged("accuracy_drop_points", 1.0, builds={"answers": None}).reason
     energy = judged("energy_mj", 15.0)
-    assert (energy.verdict, energy.estimate) == (Verdict.UNDECIDED, None)
-    assert "energy" in energy.reason
+    assert (energy.verdict, energy.estimate, energy.reason) == (Verdict.UNDECIDED, None, "no energy was counted")
 
 
 def test_without_filters_a_claim_asks_every_pruned_row_and_named_ones_only_those() -> None:
@@ -305,33 +332,33 @@ def test_claims_survive_the_document_and_old_documents_still_read() -> None:
 )  # fmt: skip
 def test_what_is_not_measured_is_refused_beforehand(claim: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=f"^claims.toml, claim 7(, .*)?: .*{said}|^claims.toml, claim 7, {said}"):
-        require_measured(request_with(Claim(**claim, where="claims.toml, claim 7")))
+        require_measured(request_with(Claim(**claim, where="claims.toml, claim 7")), device="a GPU")
 
 
 def test_flops_and_training_must_be_known_to_claim_what_rests_on_them(tmp_path: Path) -> None:
     yielding = request_with(Claim(kind="yield", bound=0.8))
     unknown = tuple(replace(subject, flops_fraction=None) for subject in yielding.subjects)
     with pytest.raises(InputError, match="the FLOPs of pruned are not known"):
-        require_measured(replace(yielding, subjects=unknown))
+        require_measured(replace(yielding, subjects=unknown), device="a GPU")
     path = tmp_path / "evaluation.npz"
     EvaluationSet(inputs=np.ones((2, 1), np.float32), labels=np.zeros(2, np.int64)).save(path)
     accurate = request_with(Claim(kind="accuracy", bound=0.8, variant="reduced"), evaluation=path)
-    require_measured(accurate)
+    require_measured(accurate, device="a GPU")
     untrained = tuple(replace(subject, trained=subject.variant != "reduced") for subject in accurate.subjects)
     with pytest.raises(InputError, match="reduced is untrained"):
-        require_measured(replace(accurate, subjects=untrained))
+        require_measured(replace(accurate, subjects=untrained), device="a GPU")
 
 
 def test_one_file_alone_can_be_held_to_a_latency() -> None:
     alone = request_with(Claim(kind="latency_ms", bound=9.0), Claim(kind="size_mb", bound=20.0))
     alone = replace(alone, subjects=alone.subjects[:1])
-    require_measured(alone)
+    require_measured(alone, device="a GPU")
     claims = summarise(alone, builds_of(), environment={}).claims
     assert [(claim.variant, claim.verdict.value) for claim in claims] == [
         ("dense", "CONFIRMED"), ("dense", "REFUTED"), ("dense", "CONFIRMED"),
     ]  # fmt: skip
     with pytest.raises(InputError, match="nothing that is measured is claimed; name another variant"):
-        require_measured(replace(alone, claims=(Claim(kind="speedup", bound=2.0),)))
+        require_measured(replace(alone, claims=(Claim(kind="speedup", bound=2.0),)), device="a GPU")
 
 
 def test_sizes_and_accuracies_compare_across_precisions() -> None:
@@ -342,7 +369,7 @@ def test_sizes_and_accuracies_compare_across_precisions() -> None:
         subjects=request.subjects + smaller,
         claims=(Claim(kind="size_fraction", bound=0.2, precision="int8", against_precision="fp32"),),
     )
-    require_measured(both)
+    require_measured(both, device="a GPU")
     builds = [
         replace(
             build,
