@@ -23,6 +23,7 @@ _TEMPLATE = "report.html.j2"
 _OPEN_TABLES = (
     "speed",
     "claims",
+    "across",
     "controls",
     "variants",
     "costs",

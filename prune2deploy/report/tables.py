@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from prune2deploy.report.across_tables import baseline_tables
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.costs import costs_table
 from prune2deploy.report.figures import (
@@ -34,7 +35,8 @@ _CHECKED = (
 
 def report_tables(content: ReportContent) -> tuple[Table, ...]:
     """All tables of a report that have something to show, in reading order."""
-    measured = result_tables(content.result) if content.result is not None else ()
+    result = content.result
+    measured = (*result_tables(result), *baseline_tables(result)) if result is not None else ()
     rest = (
         variants_table(content),
         costs_table(content),

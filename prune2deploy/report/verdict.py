@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from prune2deploy.bench.across import Outcome
 from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.claims import JudgedClaim, Verdict
 from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
+from prune2deploy.report.across_tables import change_in_words, comparison_of
 from prune2deploy.report.claim_words import claim_label, finding, reason, spell_bound
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import (
@@ -114,6 +116,7 @@ def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Itera
         yield "The variants wait for “p2d bench”; the figures below come from training alone."
     for claim in claims:
         yield claim_in_words(claim, content)
+    yield from _against_earlier(content)
     yield from _against_reduced(content)
     dense, subject = _baseline_accuracy(content), content.accuracy_of(content.subject)
     if dense is not None and subject is not None and content.subject != content.baseline:
@@ -127,6 +130,18 @@ def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Itera
         yield "Files were measured by themselves: without their run nothing says what they should compute."
     elif content.manifest is not None and content.manifest.data is None:
         yield "There was no data, so no accuracy is known."
+
+
+def _against_earlier(content: ReportContent) -> Iterator[str]:
+    """The comparison with an earlier measurement: what changed, or that nothing did."""
+    comparison = None if content.result is None else comparison_of(content.result)
+    if comparison is None:
+        return
+    told = [change for change in comparison.changes if change.outcome is not Outcome.SAME]
+    for change in told:
+        yield f"Against the baseline: {change_in_words(change, comparison.tolerance)}."
+    if comparison.changes and not told:
+        yield f"Against the baseline no speed-up changed by more than {comparison.tolerance:.1%}."
 
 
 def _against_reduced(content: ReportContent) -> Iterator[str]:
