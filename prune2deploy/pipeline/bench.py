@@ -22,7 +22,7 @@ from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
 from prune2deploy.pipeline.requests import BenchRequest
 from prune2deploy.progress import SILENT, Progress
-from prune2deploy.report.across_tables import changes_in_words
+from prune2deploy.report.across_tables import baseline_tables, changes_in_words
 from prune2deploy.report.claim_words import verdict_line
 from prune2deploy.report.measured_tables import result_tables
 from prune2deploy.run import RunFolder
@@ -68,7 +68,7 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
     return BenchOutcome(
         document=result.to_document(),
         exit_code=code,
-        tables=result_tables(result),
+        tables=(*result_tables(result), *baseline_tables(result)),
         verdicts=tuple(verdicts),
         file=file,
         notes=tuple(result.notes),
