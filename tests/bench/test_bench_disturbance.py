@@ -1,5 +1,10 @@
 """Which signals drop a round, which do not, and that the reader's own are fit for it."""
 
+import os
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +16,10 @@ from prune2deploy.bench.disturbance import (
     highest_mhz,
     too_disturbed,
 )
+from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.nvml import no_gpu_signals
+from prune2deploy.bench.process import run_build
+from prune2deploy.bench.subjects import BenchOptions, BenchRequest
 
 CALM = {
     "at_seconds": 100.0,
@@ -146,3 +154,26 @@ def test_any_pair_of_samples_gets_a_sentence_or_none(before, later):
 @pytest.mark.parametrize(("kept", "dropped", "verdict"), [(12, 0, False), (6, 6, False), (5, 6, True), (0, 0, False)])
 def test_more_than_half_is_too_much(kept, dropped, verdict):
     assert too_disturbed(kept, dropped) is verdict
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pins processes and reads /proc")
+def test_beside_a_busy_neighbour_most_rounds_of_a_real_build_are_dropped_and_run_again(networks: Any) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    loop = f"import os\nos.sched_setaffinity(0, [{cpu}])\nprint(flush=True)\nwhile True: pass"
+    neighbour = subprocess.Popen([sys.executable, "-S", "-c", loop], stdout=subprocess.PIPE)
+    options = BenchOptions(rounds=3, block_seconds=0.03)
+    request = BenchRequest(subjects=(networks.subject("dense"),), engine="ort-cpu", options=options)
+    try:
+        neighbour.stdout.readline()
+        samples = run_build(
+            BuildJob(request=request, build=0, cpus=(cpu,), budget_seconds=None), tell=lambda fraction, text: None
+        )
+    finally:
+        neighbour.kill()
+        neighbour.communicate()
+    cell = samples.cell("fp32", 1)
+    assert len(cell.dropped) > cell.rounds / 2
+    assert cell.rounds > options.rounds
+    assert all("of the round for a CPU" in reason for reason in cell.dropped.values())
+    # Told again with all samples at hand, when the highest frequency may be one that came later.
+    assert cell.disturbed.keys() <= disturbed_rounds(cell.signals, cpus=1).keys()
