@@ -32,6 +32,7 @@ class EngineRecord:
     ``device`` is the GPU it was built on ("NAME sm_89"), None where it was built for any (TensorRT for RTX);
     ``platform`` is the operating system and processor that it belongs to, None for any. ``profiles`` holds, for each
     optimisation profile, the smallest, best and largest shape of each input: those of ``batches``, then of ``ranges``.
+    ``shapes`` are those of inputs that were given whole.
     ``details`` is what the build tells of the network (layers, output types, census). The rest are the options of
     ``engine.TensorRTOptions`` that it was built with; ``stripped`` engines lack what the ONNX file has to fill in.
     Schema 1 knew no options.
@@ -50,6 +51,7 @@ class EngineRecord:
     details: Mapping[str, Any] = field(default_factory=dict)
     platform: str | None = None
     ranges: tuple[Range, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     hardware_compatible: bool = False
@@ -167,6 +169,7 @@ def read_record(engine_path: Path) -> EngineRecord:
         fields["profiles"] = tuple(
             {name: _tuples(shapes) for name, shapes in profile.items()} for profile in fields["profiles"]
         )
+        fields["shapes"] = {name: tuple(shape) for name, shape in fields.get("shapes", {}).items()}
         return EngineRecord(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"is damaged ({error})", where=str(path), hint=_HINT) from error

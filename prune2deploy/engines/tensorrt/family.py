@@ -173,6 +173,7 @@ class TensorRTEngine:
             "platform": None if self.builds_without_device else _platform(),
             "batches": tuple(sorted(set(options.batches))),
             "ranges": tuple(sorted(set(asked.ranges))),
+            "shapes": {name: tuple(shape) for name, shape in sorted(options.shapes.items())},
             "workspace_bytes": asked.workspace_bytes,
             "optimization_level": asked.optimization_level,
             "hardware_compatible": asked.hardware_compatible,

@@ -235,7 +235,9 @@ class TensorRTRun:
         return array
 
     def _choose_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        batch = next(iter(shapes.values()))[0]
+        # An input whose first size the file fixes, beside one whose first size is free, holds no batch.
+        leading = [tensor for tensor in self.inputs if tensor.shape and tensor.shape[0] is None] or self.inputs
+        batch = shapes[leading[0].name][0]
         number = profile_number(batch, self._record.batches, self._record.ranges)
         if number is None:
             raise EngineError(

@@ -26,31 +26,34 @@ class Shapes:
 
 def shapes_for(file: OnnxFile, options: BuildOptions, name: str) -> Shapes:
     """The profiles of an engine of this file: one for each batch size, so that its kernels are chosen for exactly that
-    shape, then one for each range.
+    shape, then one for each range. With ``options.shapes`` there is one profile, of these shapes.
 
     Raises:
-        EngineError: a dimension other than the batch is dynamic, or a fixed batch is not the one asked for.
+        EngineError: a dimension other than the batch is free and not given, or a fixed batch is not the one asked for.
     """
     for tensor in file.inputs:
-        if not tensor.shape or None in tensor.shape[1:]:
+        if tensor.name not in options.shapes and (not tensor.shape or None in tensor.shape[1:]):
             raise EngineError(
                 f"input {tensor.name!r} has the shape {tensor.shape}; {name} needs all sizes but the batch fixed",
                 where=str(file.path),
-                hint="export it at a fixed image size",
+                hint="export it at a fixed image size, or measure it with `p2d bench --shape`",
             )
     batches, ranges = tuple(sorted(set(options.batches))), tuple(sorted(set(options.tensorrt.ranges)))
-    fixed = sorted({tensor.shape[0] for tensor in file.inputs if tensor.shape[0] is not None})
-    if fixed:
-        if fixed != list(batches) or ranges:
+    if not any(None in tensor.shape for tensor in file.inputs):
+        fixed = file.inputs[0].shape[0] if file.inputs else None
+        if (fixed,) != batches or ranges:
             raise EngineError(
-                f"the network has a fixed batch of {fixed[0]}, and {spelled(batches, ranges)} is asked for",
+                f"the network has a fixed batch of {fixed}, and {spelled(batches, ranges)} is asked for",
                 where=str(file.path),
-                hint=f"pass --batch {fixed[0]}, or export with a dynamic batch",
+                hint=f"pass --batch {fixed}, or export with a dynamic batch",
             )
         return Shapes(batches=batches, ranges=(), profiles=())
     limits = [(batch,) * 3 for batch in batches] + list(ranges)
     profiles = tuple(
-        {tensor.name: tuple(_with_batch(tensor.shape, batch) for batch in limit) for tensor in file.inputs}
+        {
+            tensor.name: tuple(options.shapes.get(tensor.name) or _with_batch(tensor.shape, batch) for batch in limit)
+            for tensor in file.inputs
+        }
         for limit in limits
     )
     return Shapes(batches=batches, ranges=ranges, profiles=profiles)
@@ -73,4 +76,6 @@ def spelled(batches: tuple[int, ...], ranges: tuple[Range, ...] = ()) -> str:
 
 
 def _with_batch(shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
-    return (batch, *(size for size in shape[1:] if size is not None))
+    """The shape at a batch size; an input whose first size is fixed keeps it, and holds no batch."""
+    first = batch if shape[0] is None else shape[0]
+    return (first, *(size for size in shape[1:] if size is not None))
