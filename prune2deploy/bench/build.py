@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
+from prune2deploy.bench.energy import ENERGY_BUILDS, energies_of
 from prune2deploy.bench.gate import not_finite, pass_gate
 from prune2deploy.bench.inputs import input_buffers, shapes_at
 from prune2deploy.bench.jobs import BuildJob, Tell
+from prune2deploy.bench.profiling import profiles_of
 from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples
 from prune2deploy.bench.schedule import Slot, build_order, slots_for
@@ -25,7 +27,7 @@ def measure_build(
     """Build every variant (the baseline twice), check parity, warm up, and time all in interleaved rounds.
 
     Only the engines of one precision live at a time. With a budget, rounds are given up, down to three a cell. What is
-    measured aside (accuracy) comes last and does not count against the budget.
+    measured aside (profiles, energy, accuracy) comes after its rounds and does not count against the budget.
 
     Raises:
         ParityError: an engine does not compute what its model computes; it is not timed.
@@ -37,6 +39,8 @@ def measure_build(
     timings: list[TimedCell] = []
     engines: list[Mapping[str, Any]] = []
     answers: dict[str, str] = {}
+    profiles: list[Mapping[str, Any]] = []
+    energies: list[Mapping[str, Any]] = []
     aside_seconds = 0.0
     cell_total = len(request.precisions) * len(request.batches)
     on_gpu = not (engine.availability().device or "CPU").startswith("CPU")
@@ -65,6 +69,14 @@ def measure_build(
                         tell=within(tell, before=len(timings) / cell_total, share=1 / cell_total),
                     )
                 )
+                if job.build == 0 and request.options.profile:
+                    begun = clock()
+                    profiles += profiles_of(runners, timings[-1].cell, request.options.granules)
+                    aside_seconds += clock() - begun
+                if job.build < ENERGY_BUILDS and request.options.energy:
+                    begun = clock()
+                    energies += energies_of(runners, reader, batch=batch)
+                    aside_seconds += clock() - begun
             if job.build == 0:
                 begun = clock()
                 if evaluation is not None:
@@ -80,6 +92,8 @@ def measure_build(
         engines=tuple(engines),
         accuracies={key: right.count("1") / len(right) for key, right in answers.items()},
         answers=answers,
+        profiles=tuple(profiles),
+        energies=tuple(energies),
         seconds=seconds_total,
         minimum_seconds=min(seconds_total, seconds_total - in_rounds + in_fewest_rounds),
     )

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from prune2deploy.bench.energy import notes_on_energy
+from prune2deploy.bench.profiling import notes_on_profiles
 from prune2deploy.bench.result import Control, Row
 from prune2deploy.bench.samples import BuildSamples
 from prune2deploy.bench.stopping import builds_wanted
@@ -19,6 +21,9 @@ def notes_on(
     yield from _not_finite(builds)
     yield from _disturbed(builds)
     yield from _unsteady(builds)
+    yield from notes_on_profiles(builds)
+    if request.options.energy:
+        yield from notes_on_energy(builds)
     for control in controls:
         setting = f"{control.precision}, batch {control.batch}"
         if control.disturbed is not None:

@@ -23,6 +23,20 @@ SCENARIOS = {
 DEFAULT_BATCHES = {BATCHES: (1, 32), SINGLE_STREAM: (1,), OFFLINE: (32,)}
 
 
+def require_batches(scenario: str, batches: tuple[int, ...]) -> None:
+    """Refuse batch sizes that a scenario does not have.
+
+    Raises:
+        InputError: more than one input for single-stream.
+    """
+    if scenario == SINGLE_STREAM and batches != (1,):
+        raise InputError(
+            f"single-stream sends one input at a time, not {max(batches)}",
+            where="--batch",
+            hint="leave it out, or measure without --scenario",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """One ONNX file to time.
@@ -85,7 +99,8 @@ class BenchOptions:
     how many there must be, ``max_builds`` at most, for the interval of every speed-up to be that narrow.
     ``max_seconds`` bounds the whole measurement: first rounds are given up, then builds. ``threads`` are CPU threads
     inside one operator, pinned to as many CPUs. ``scenario`` is one of ``SCENARIOS``. ``profile``, ``energy`` and
-    ``memory`` ask for what is measured aside, never inside a timed round.
+    ``memory`` ask for what is measured aside, never inside a timed round. ``granules`` are the widths that the engine
+    likes multiples of, by precision: what a profile calls misaligned.
     """
 
     threads: int = 1
@@ -101,6 +116,7 @@ class BenchOptions:
     profile: bool = False
     energy: bool = False
     memory: bool = False
+    granules: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("threads", "builds", "rounds"):
@@ -148,12 +164,7 @@ class BenchRequest:
             raise InputError("two files carry the same variant and precision", hint="give them distinct names")
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) != len(self.batches):
             raise InputError("batch sizes must be distinct and at least 1", where="--batch")
-        if self.options.scenario == SINGLE_STREAM and self.batches != (1,):
-            raise InputError(
-                f"single-stream sends one input at a time, not {max(self.batches)}",
-                where="--batch",
-                hint="leave it out, or use --scenario batches",
-            )
+        require_batches(self.options.scenario, self.batches)
         if self.shapes and len(self.batches) > 1:
             raise InputError("a shape has one batch size", where="--shape", hint="measure one shape at a time")
         if isinstance(self.claim, float | int) and not self.claim > 0:

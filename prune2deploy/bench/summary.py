@@ -5,10 +5,13 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from prune2deploy.bench.attribution import with_attributions
 from prune2deploy.bench.compare import CONTROL_CONFIDENCE, control_passes, distribution, percentiles, ratio_interval
+from prune2deploy.bench.energy import energy_found
 from prune2deploy.bench.figures import latencies_ns, percentiles_of, throughput_per_s
 from prune2deploy.bench.judging import judge_claims
 from prune2deploy.bench.notes import notes_on
+from prune2deploy.bench.profiling import profile_found
 from prune2deploy.bench.result import BenchResult, Control, Row, Speedup
 from prune2deploy.bench.samples import COPY, DEVICE, BuildSamples
 from prune2deploy.bench.setting import Setting
@@ -29,6 +32,7 @@ def summarise(request: BenchRequest, builds: Sequence[BuildSamples], *, environm
             setting = Setting.of(builds, precision, batch, request.options)
             controls.append(_control(request, setting))
             rows += [_row(request, subject, setting, builds) for subject in request.subjects_at(precision)]
+    rows = with_attributions(rows, request.baseline)
     return BenchResult(
         environment=dict(environment),
         protocol=_protocol(request, builds, rows),
@@ -91,6 +95,8 @@ def _row(request: BenchRequest, subject: Subject, setting: Setting, builds: Sequ
         sha256=subject.sha256,
         file_bytes=subject.file_bytes,
         memory_bytes=_memory(subject, builds),
+        energy_joules=energy_found(builds, subject.variant, subject.precision, setting.batch),
+        profile=profile_found(builds, subject.variant, subject.precision, setting.batch),
         correct=answers.count("1") if answers else None,
         evaluated=len(answers) if answers else None,
     )

@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 class LayerTime:
     """How long one layer of a built engine takes, as the engine's own profiler says.
 
-    ``latency_ns`` is the median over the profiled runs, or their mean where the engine keeps no more than that.
-    ``operator`` is the engine's word for what it does. ``nodes`` are the names of the ONNX nodes that it was made of
-    (the first output where a node has no name), empty where the engine cannot tell (a layer it put in by itself).
+    ``latency_ns`` is a mean or median over profiled runs; ``LayerProfile.told_by`` says which. ``operator`` is the
+    engine's word for what it does. ``nodes`` are the names of the ONNX nodes that it was made of (the first output
+    where a node has no name), empty where the engine cannot tell (a layer it put in by itself).
     """
 
     name: str
@@ -23,10 +23,13 @@ class LayerTime:
 class LayerProfile:
     """The layers of a built engine in the order in which they run.
 
-    ``told_by`` says whose profiler this is and what the figures are; ``left_out`` is what it cannot tell, in words.
+    ``run_ns`` is what a whole run took in the same runs and by the same measure, so that the rest lies between the
+    layers; None where profiled runs are not like others (without the CUDA graph, say). ``told_by`` says whose profiler
+    this is and what the figures are; ``left_out`` is what it cannot tell, in words.
     """
 
     layers: tuple[LayerTime, ...]
+    run_ns: float | None
     told_by: str
     left_out: tuple[str, ...] = ()
 
