@@ -35,7 +35,7 @@ def claims_table(result: BenchResult) -> Table:
 
 def controls_table(result: BenchResult) -> Table:
     """The A/A controls."""
-    verdicts = {True: "passed", False: "FAILED", None: "too few builds"}
+    words = {True: "passed", False: "FAILED", None: "too few builds"}
     rows = tuple(
         (
             control.engine,
@@ -43,7 +43,7 @@ def controls_table(result: BenchResult) -> Table:
             str(control.batch),
             f"{control.interval.estimate:.3f}",
             _spell_finely(control.interval),
-            verdicts[control.passed],
+            words[control.passed] if control.disturbed is None else f"INVALID: {control.disturbed}",
         )
         for control in result.controls
     )

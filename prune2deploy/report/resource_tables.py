@@ -19,23 +19,25 @@ _RESOURCE_NOTES = {
 
 
 def resources_table(result: BenchResult | None) -> Table:
-    """What a variant takes besides time; a column for each figure that any row has."""
-    rows = result.rows if result is not None else ()
-    known = [name for name, (_, _, told) in _RESOURCES.items() if any(told(row) is not None for row in rows)]
-    columns = ("variant", "engine", "precision", "batch", *(_RESOURCES[name][0] for name in known))
+    """What a variant takes besides time; a column for each figure that any row has.
+
+    Only energy depends on the batch size: without it one row tells of all.
+    """
+    measured = result.rows if result is not None else ()
+    known = [name for name, (_, _, told) in _RESOURCES.items() if any(told(row) is not None for row in measured)]
+    by_batch = "energy" in known
+    rows = {(row.variant, row.engine, row.precision, *((str(row.batch),) if by_batch else ())): row for row in measured}
+    columns = (
+        *("variant", "engine", "precision", *(("batch",) if by_batch else ())),
+        *(_RESOURCES[name][0] for name in known),
+    )
     return Table(
         key="resources",
         title="Size, memory, energy",
         columns=columns,
         rows=tuple(
-            (
-                row.variant,
-                row.engine,
-                row.precision,
-                str(row.batch),
-                *(_RESOURCES[name][1](_RESOURCES[name][2](row)) for name in known),
-            )
-            for row in rows
+            (*key, *(_RESOURCES[name][1](_RESOURCES[name][2](row)) for name in known))
+            for key, row in rows.items()
             if known
         ),
         numeric=frozenset(range(3, len(columns))),

@@ -78,7 +78,7 @@ def signal_plots(builds: Sequence[BuildSamples]) -> tuple[Plot, ...]:
         panels[-1, 0].set_xlabel("round, over all builds")
         panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         calm = ", ".join(line.signal.label.partition(",")[0] for line in known if line not in lines)
-        shaded = f"{len(dropped)} shaded rounds were disturbed and do not count. " if dropped else ""
+        shaded = "A shaded round was disturbed and does not count. " if dropped else ""
         return (
             plot_from_figure(
                 figure,

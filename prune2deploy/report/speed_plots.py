@@ -198,8 +198,7 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
                 linewidth=2.2,
                 label=label,
             )
-        slowest = max(_nearly_slowest(row) for row in rows) / 1e6
-        axes.set_xlim(0, slowest * 1.1)
+        axes.set_xlim(0, _shown_ns(rows) / 1e6)
         axes.set_ylim(0, 100)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("runs at most as slow, %")
@@ -209,10 +208,13 @@ def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> 
             figure,
             key=key,
             title=f"Latency of single runs, {spell_setting(setting, content)}",
-            description="The steeper a line, the steadier the variant; the slowest 2.5% may lie outside.",
+            description="The steeper a line, the steadier the variant; the slowest runs may lie outside.",
             figures=f"{said}.",
         )
 
 
-def _nearly_slowest(row: Row) -> float:
-    return row.distribution_ns[-2] if len(row.distribution_ns) > 1 else row.latency_ns.p50
+def _shown_ns(rows: Sequence[Row]) -> float:
+    """How far a plot of latencies reaches: nearly to the slowest run, but not so far that the medians fall together."""
+    nearly_slowest = [row.distribution_ns[-2] for row in rows if len(row.distribution_ns) > 1]
+    medians = [row.latency_ns.p50 for row in rows]
+    return 1.1 * min(max([*nearly_slowest, *medians]), 2.5 * max(medians))

@@ -93,6 +93,9 @@ def _headline(content: ReportContent) -> str:
         return _capital(f"{baseline} was measured, with nothing to compare it with")
     (engine, _, _), interval = found
     subject, where = _called(content.subject), f"on {engine} at {spell_setting(found[0], content)}"
+    invalid = _invalid(content, found[0])
+    if invalid is not None:
+        return f"Nothing can be said of {subject} {where}: {invalid}"
     if interval.low is None or interval.high is None:
         return _capital(f"{subject} runs at about {spell_ratio(interval.estimate)} the speed of {baseline} {where}")
     if interval.low > 1:
@@ -100,6 +103,14 @@ def _headline(content: ReportContent) -> str:
     if interval.high < 1:
         return _capital(f"{subject} is slower than {baseline}: {spell_ratio(interval.estimate)} its speed {where}")
     return f"No difference in speed between {subject} and {baseline} can be shown {where}"
+
+
+def _invalid(content: ReportContent, setting: Setting) -> str | None:
+    """Why no verdict can rest on what was measured at a setting; None where one can, or where that is not known."""
+    for control in content.result.controls if content.result is not None else ():
+        if (control.engine, control.precision, control.batch) == setting and control.valid is False:
+            return control.disturbed or f"two copies of {content.baseline} differed"
+    return None
 
 
 def _called(variant: str) -> str:
@@ -167,11 +178,12 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
     found = _first_speedup(content)
     if found is not None and content.result is not None:
         setting, interval = found
-        sure = spell_interval(interval.low, interval.high)
+        ends = spell_interval(interval.low, interval.high)
+        sure = "no interval" if interval.low is None else f"{ends} at {interval.confidence:.0%}"
         yield Tile(
             label=f"speed-up, {spell_setting(setting, content)}",
             value=spell_ratio(interval.estimate),
-            detail=f"{sure} at {interval.confidence:.0%}" if interval.low is not None else "no interval",
+            detail="INVALID" if _invalid(content, setting) is not None else sure,
         )
         row = next(row for row in content.rows_at(setting) if row.variant == content.subject)
         yield Tile(
