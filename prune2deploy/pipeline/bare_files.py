@@ -8,7 +8,7 @@ from pathlib import Path
 from onnx import TensorProto
 
 from prune2deploy.bench.inputs import batch_of, fixed_batch, shapes_at, spelled_input
-from prune2deploy.bench.subjects import Subject
+from prune2deploy.bench.subjects import BATCHES, DEFAULT_BATCHES, Subject
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.engines.onnx_file import (
     OnnxFile,
@@ -19,8 +19,6 @@ from prune2deploy.engines.onnx_file import (
 )
 from prune2deploy.engines.onnx_flops import layer_costs
 from prune2deploy.errors import InputError
-
-DEFAULT_BATCHES = (1, 32)
 
 # Sizes, axes and indices, which shape values and are none of the network's parameters.
 _NO_PARAMETERS = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
@@ -52,7 +50,7 @@ def bare_files(
     precisions: tuple[str, ...] | None,
     batches: tuple[int, ...] | None,
     shapes: Mapping[str, tuple[int, ...]],
-    default_batches: tuple[int, ...] = DEFAULT_BATCHES,
+    default_batches: tuple[int, ...] = DEFAULT_BATCHES[BATCHES],
 ) -> BareFiles:
     """Read the files, each at its own precision unless one is asked for, which must then be theirs.
 

@@ -11,12 +11,12 @@ from prune2deploy.bench.claims import exit_code
 from prune2deploy.bench.claims_file import read_claims
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import write_result
-from prune2deploy.bench.subjects import OFFLINE, SINGLE_STREAM, BenchOptions, Subject
+from prune2deploy.bench.subjects import DEFAULT_BATCHES, BenchOptions, Subject, require_batches
 from prune2deploy.bench.subjects import BenchRequest as Measurement
 from prune2deploy.budget.alignment import granule_for
 from prune2deploy.engines.engine import PRECISIONS
 from prune2deploy.engines.registry import AUTO
-from prune2deploy.pipeline.bare_files import DEFAULT_BATCHES, bare_files
+from prune2deploy.pipeline.bare_files import bare_files
 from prune2deploy.pipeline.compare import gravest, read_baseline
 from prune2deploy.pipeline.measurable import exported_run, usable_engine
 from prune2deploy.pipeline.outcomes import BenchOutcome
@@ -25,6 +25,7 @@ from prune2deploy.progress import SILENT, Progress
 from prune2deploy.report.across_tables import baseline_tables, changes_in_words
 from prune2deploy.report.claim_words import verdict_line
 from prune2deploy.report.measured_tables import result_tables
+from prune2deploy.report.profile_tables import profile_tables
 from prune2deploy.run import RunFolder
 
 
@@ -42,6 +43,8 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
     claims = () if request.claims is None else read_claims(request.claims)
     baseline = None if request.baseline is None else read_baseline(request.baseline)
     options = _options(request, claims)
+    # Before anything is exported.
+    require_batches(options.scenario, request.batches or DEFAULT_BATCHES[options.scenario])
     if request.engine != AUTO:
         usable_engine(request.engine)
     found = _named_files(request, options) if request.onnx_files else _variants(request, options, progress)
@@ -68,7 +71,7 @@ def run_bench_command(request: BenchRequest, progress: Progress = SILENT) -> Ben
     return BenchOutcome(
         document=result.to_document(),
         exit_code=code,
-        tables=(*result_tables(result), *baseline_tables(result)),
+        tables=(*result_tables(result), *baseline_tables(result), *profile_tables(result)),
         verdicts=tuple(verdicts),
         file=file,
         notes=tuple(result.notes),
@@ -93,7 +96,7 @@ def _named_files(request: BenchRequest, options: BenchOptions) -> _Found:
         precisions=request.precisions,
         batches=request.batches,
         shapes=request.shapes,
-        default_batches=_default_batches(options),
+        default_batches=DEFAULT_BATCHES[options.scenario],
     )
     engine = usable_engine(request.engine, [subject.precision for subject in files.subjects])
     return _Found(
@@ -113,7 +116,7 @@ def _variants(request: BenchRequest, options: BenchOptions, progress: Progress) 
     return _Found(
         subjects=_run_subjects(run, precisions),
         engine=engine.name,
-        batches=request.batches or _default_batches(options),
+        batches=request.batches or DEFAULT_BATCHES[options.scenario],
         evaluation=run.evaluation_path,
         folder=request.out or run.bench_path,
     )
@@ -122,11 +125,6 @@ def _variants(request: BenchRequest, options: BenchOptions, progress: Progress) 
 def _granules(engine: str) -> dict[str, int]:
     """The widths that an engine likes multiples of, by precision."""
     return {precision: granule_for(engine, precision) for precision in PRECISIONS}
-
-
-def _default_batches(options: BenchOptions) -> tuple[int, ...]:
-    """What is measured where nothing says a batch size; offline queues inputs, and takes the larger one alone."""
-    return {SINGLE_STREAM: (1,), OFFLINE: (max(DEFAULT_BATCHES),)}.get(options.scenario, DEFAULT_BATCHES)
 
 
 def usable_cores() -> int:

@@ -44,7 +44,8 @@ def bench(
             "--batch",
             metavar="N,N",
             rich_help_panel=_PANEL,
-            help="Batch sizes, comma-separated. Default: 1,32, or what the ONNX files or --shape say.",
+            help="Batch sizes, comma-separated. Default: what the ONNX files or --shape say, else 1,32 "
+            "(single-stream: 1, offline: 32).",
             show_default=False,
         ),
     ] = None,
