@@ -3,9 +3,9 @@
     python benchmarks/disturbed_rounds.py --seconds 20
 
 Four sessions of ONNX Runtime take turns in rounds as ``p2d bench`` has them, pinned to one CPU or on all, while other
-processes compute. Only signals are read: nothing is timed. A round counts as quiet where the CPUs ran for 10 ms or less
-of anything else (one tick of the kernel's count, of each CPU): by that the rounds dropped without a neighbour are
-told from those of a machine that was not quiet. Prints a table and writes benchmarks/results/disturbed_rounds.json.
+processes compute. Only signals are read: nothing is timed. What others took of the used CPUs is told of each cell:
+without a load, dropped rounds are false alarms only if that was next to nothing. Prints a table and writes
+benchmarks/results/disturbed_rounds.json.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from harness_networks import CHANNELS, SIZE, write_chain
 from prune2deploy.bench.affinity import allowed_cpus
 from prune2deploy.bench.disturbance import disturbed_rounds
 from prune2deploy.bench.environment import describe_environment
-from prune2deploy.bench.signals import TICK_SECONDS, SignalReader
+from prune2deploy.bench.signals import SignalReader
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.storage import write_json
@@ -98,8 +98,6 @@ def _measure(load: str, threads: int, round_seconds: float, seconds: float) -> d
             signals.append(reader.sample())
             took.append(time.perf_counter() - begun)
     dropped = disturbed_rounds(signals, cpus=threads)
-    quiet = [number for number, (first, last) in enumerate(pairwise(signals)) if _was_quiet(first, last, threads)]
-    waits = [_share(first, last, "run_delay_longest_seconds") for first, last in pairwise(signals)]
     return {
         "load": load,
         "threads": threads,
@@ -107,12 +105,9 @@ def _measure(load: str, threads: int, round_seconds: float, seconds: float) -> d
         "round_seconds": round_seconds,
         "rounds": len(signals) - 1,
         "dropped": len(dropped),
-        "quiet_rounds": len(quiet),
-        "quiet_dropped": len(dropped.keys() & set(quiet)),
-        "wait_share": _quantiles(waits),
-        "quiet_wait_share": _quantiles([waits[number] for number in quiet]),
+        "wait_share": _quantiles([_share(*pair, "run_delay_longest_seconds") for pair in pairwise(signals)]),
         "steal_share": _quantiles([_share(*pair, "steal_longest_seconds") for pair in pairwise(signals)]),
-        "other_share": _quantiles([_share(*pair, "other_cpu_seconds") for pair in pairwise(signals)]),
+        "other_share": round(_share(signals[0], signals[-1], "other_cpu_seconds") / threads, 5),
         "reasons": sorted({reason.split()[0] for reason in dropped.values()}),
         "sample_ms": median(took) * 1000,
     }
@@ -132,29 +127,23 @@ def _neighbours(count: int, niceness: int) -> Iterator[None]:
             process.communicate()
 
 
-def _was_quiet(first: Mapping[str, float | None], last: Mapping[str, float | None], cpus: int) -> bool:
-    return last["other_cpu_seconds"] - first["other_cpu_seconds"] <= 1.5 * TICK_SECONDS * cpus
-
-
 def _share(first: Mapping[str, float | None], last: Mapping[str, float | None], name: str) -> float:
     return (last[name] - first[name]) / (last["at_seconds"] - first["at_seconds"])
 
 
-def _quantiles(shares: Sequence[float]) -> dict[str, float] | None:
-    if not shares:
-        return None
+def _quantiles(shares: Sequence[float]) -> dict[str, float]:
     return {str(q): round(float(np.quantile(shares, q)), 5) for q in (0.1, 0.5, 0.9, 1.0)}
 
 
 def _line(cell: Mapping[str, Any]) -> str:
-    waits, quiet = cell["wait_share"], cell["quiet_wait_share"]
+    waits, steal = (
+        " ".join(f"{value:6.2%}" for value in cell[name].values()) for name in ("wait_share", "steal_share")
+    )
     return (
         f"{cell['threads']} threads {'pinned' if cell['pinned'] else 'on all':6}  {cell['load']:24}  "
-        f"{cell['round_seconds']:3.1f} s: dropped {cell['dropped']:3} of {cell['rounds']:3}, "
-        f"quiet {cell['quiet_dropped']:2} of {cell['quiet_rounds']:3};  waits "
-        + " ".join(f"{waits[q]:6.2%}" for q in waits)
-        + ("" if quiet is None else "  when quiet " + " ".join(f"{quiet[q]:6.2%}" for q in quiet))
-        + f"  other {cell['other_share']['0.5']:4.0%}  sample {cell['sample_ms']:.2f} ms"
+        f"rounds of {cell['round_seconds']:3.1f} s: {cell['dropped']:3} of {cell['rounds']:3} dropped; others "
+        f"{cell['other_share']:6.1%}; waits{waits} (p10, p50, p90, most); steal{steal}; "
+        f"sample {cell['sample_ms']:.2f} ms"
     )
 
 

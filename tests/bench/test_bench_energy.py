@@ -1,6 +1,7 @@
 """Energy by a counter that moves in steps, on a clock of the test's own: no GPU is needed for the arithmetic."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ from prune2deploy.bench.energy import (
     measure_idle_watts,
     notes_on_energy,
 )
+from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.nvml import open_gpu
 from prune2deploy.bench.rounds import Runner
 from prune2deploy.bench.samples import BuildSamples
 from prune2deploy.bench.schedule import Slot
+from prune2deploy.bench.subjects import BenchOptions, BenchRequest
 
 
 class Board:
@@ -136,6 +139,14 @@ def test_where_nothing_counts_energy_a_note_says_so():
     energies = energies_of([runner], board, batch=1, clock=board.clock, sleep=board.sleep)
     assert energies == []
     assert list(notes_on_energy([build_with(energies)])) == ["energy: no NVML energy counter on this device"]
+
+
+def test_energy_asked_for_on_a_cpu_is_a_note_and_no_error(networks: Any) -> None:
+    options = BenchOptions(builds=1, rounds=1, block_seconds=0.001, energy=True)
+    request = BenchRequest(subjects=(networks.subject("a"),), engine="ort-cpu", options=options)
+    result = run_bench(request)
+    assert [row.energy_joules for row in result.rows] == [None]
+    assert "energy: no NVML energy counter on this device" in result.notes
 
 
 def build_with(energies):
