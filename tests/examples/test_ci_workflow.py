@@ -12,11 +12,13 @@ import pytest
 import typer
 import yaml
 
+from prune2deploy.bench.claims_file import read_claims
 from prune2deploy.cli.app import app
 
 WORKFLOW = Path(__file__).parents[2] / "examples" / "ci" / "prune-and-prove.yml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
-BENCH = "Measure, and judge the claim"
+BENCH = "Measure, and judge the claims"
+CLAIMS = WORKFLOW.with_name("claims.toml")
 
 
 def scripts(job: str) -> dict[str, str]:
@@ -63,6 +65,15 @@ def test_every_command_line_is_one_that_p2d_takes(job: str) -> None:
         group.commands[name].make_context(name, list(arguments))  # type: ignore[attr-defined]
 
 
+def test_the_file_of_claims_is_the_workflow_s_and_is_read() -> None:
+    assert (WORKFLOW.parents[2] / DOCUMENT["env"]["CLAIMS"]).samefile(CLAIMS)
+    claims = read_claims(CLAIMS)
+    assert {claim.kind for claim in claims} == {
+        "speedup", "latency_ms", "accuracy_drop_points", "size_fraction", "memory_mb",
+    }  # fmt: skip
+    assert all(claim.name for claim in claims)
+
+
 @pytest.mark.parametrize(("verdict", "expected"), [(0, 0), (11, 0), (10, 10), (12, 12), (5, 5)])
 def test_a_refuted_claim_fails_the_job_and_an_undecided_one_warns(tmp_path: Path, verdict: int, expected: int) -> None:
     stand_in = tmp_path / "p2d"
@@ -76,11 +87,15 @@ def test_a_refuted_claim_fails_the_job_and_an_undecided_one_warns(tmp_path: Path
 @pytest.mark.slow
 def test_the_job_runs_from_training_to_the_report(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    settings = {"EPOCHS": "1", "TUNING_EPOCHS": "1", "CLAIM": "0.01", "BENCH_SECONDS": "4", "OMP_NUM_THREADS": "1"}
+    settings = {"EPOCHS": "1", "TUNING_EPOCHS": "1", "BENCH_SECONDS": "4", "OMP_NUM_THREADS": "1"}
+    claims = tmp_path / "claims.toml"
+    claims.write_text(
+        "[[claim]]\nspeedup = 0.01\n[[claim]]\nsize_fraction = 0.9\n[[claim]]\naccuracy_drop_points = 100\n"
+    )
     for name, script in scripts("prune").items():
         if name == "Install":
             continue
-        done = run(script, tmp_path, path=Path(sys.executable).parent, **settings)
+        done = run(script, tmp_path, path=Path(sys.executable).parent, CLAIMS=str(claims), **settings)
         # On a busy machine the control may fail, which is a verdict on the machine and not on the workflow.
         assert done.returncode in ((0, 12) if name == BENCH else (0,)), f"{name}: {done.stderr}"
     upload = next(step for step in DOCUMENT["jobs"]["prune"]["steps"] if "upload-artifact" in step.get("uses", ""))
