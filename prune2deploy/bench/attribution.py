@@ -45,13 +45,15 @@ class Attribution:
     """The time of a variant beyond its share of the FLOPs, by cause.
 
     ``losses`` are shares of the variant's time and sum to 1 - yield; a negative one is a gain: the variant spends less
-    there than its FLOPs would have it. ``notes`` say what could not be told.
+    there than its FLOPs would have it. ``padded`` is the share of its time that goes into padding, which
+    ``Cause.MISALIGNED`` compares with that of dense. ``notes`` say what could not be told.
     """
 
     against: str
     flops_fraction: float
     speedup: float
     losses: Mapping[Cause, float]
+    padded: float = 0.0
     notes: tuple[str, ...] = ()
 
     @property
@@ -86,6 +88,7 @@ class Attribution:
                 flops_fraction=document["flops_fraction"],
                 speedup=document["speedup"],
                 losses={Cause(name): float(share) for name, share in document["losses"].items()},
+                padded=float(document["padded"]),
                 notes=tuple(document["notes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -139,6 +142,11 @@ def attribute(
         flops_fraction=flops_fraction,
         speedup=speedup,
         losses=losses,
+        padded=math.fsum(
+            padding(layer, other, variant.granule) * share
+            for (layer, share), (other, _) in pairs
+            if layer.kind is Kind.COMPUTE
+        ),
         notes=tuple(_notes(variant, dense, sum(layer.kind is Kind.COMPUTE for layer, _ in alone), against)),
     )
 

@@ -13,6 +13,7 @@ from prune2deploy.report.content import ReportContent
 from prune2deploy.report.document import report_document
 from prune2deploy.report.figures import spell_bytes, spell_moment
 from prune2deploy.report.plots import measuring_plots, report_plots
+from prune2deploy.report.table import Table
 from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
@@ -56,8 +57,8 @@ def html_report(content: ReportContent) -> str:
         summary=summary_of(content),
         plots=[_for_template(plot) for plot in report_plots(content)],
         measuring_plots=[_for_template(plot) for plot in measuring_plots(content)],
-        open_tables=[table for table in tables if table.key in _OPEN_TABLES],
-        folded_tables=[table for table in tables if table.key not in _OPEN_TABLES],
+        open_tables=[table for table in tables if _is_open(table)],
+        folded_tables=[table for table in tables if not _is_open(table)],
         notes=content.notes,
         data=Markup(json_for_script(report_document(content))),
         samples=None if embedded is None else base64.b64encode(embedded).decode("ascii"),
@@ -66,6 +67,11 @@ def html_report(content: ReportContent) -> str:
         # What a browser may do with this page: show it. A hostile name that slipped through could load nothing.
         policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     )
+
+
+def _is_open(table: Table) -> bool:
+    """Whether a table is shown at once; there is one of the losses for each setting."""
+    return table.key in _OPEN_TABLES or table.key.startswith("where")
 
 
 def json_for_script(document: dict[str, Any]) -> str:

@@ -10,7 +10,17 @@ from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
-_FOLDED = ("widths", "method-widths", "method-epi", "history-", "environment", "provenance", "files", "disturbed")
+_FOLDED = (
+    "layers",
+    "widths",
+    "method-widths",
+    "method-epi",
+    "history-",
+    "environment",
+    "provenance",
+    "files",
+    "disturbed",
+)
 
 
 def markdown_report(content: ReportContent) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.methods import method_plots
+from prune2deploy.report.profile_plots import profile_plots
 from prune2deploy.report.run_plots import history_plot, widths_plot
 from prune2deploy.report.signal_plots import signal_plots
 from prune2deploy.report.speed_plots import accuracy_latency_plot, distribution_plot, speedup_plot
@@ -26,6 +27,7 @@ def _all_plots(content: ReportContent) -> Iterator[Plot | None]:
         yield accuracy_latency_plot(content, setting, key=f"pareto{number}")
     for number, setting in enumerate(content.settings):
         yield distribution_plot(content, setting, key=f"latency{number}")
+    yield from profile_plots(content)
     yield widths_plot(content)
     yield history_plot(content)
     yield from method_plots(content)

@@ -16,6 +16,7 @@ from prune2deploy.report.figures import (
 )
 from prune2deploy.report.measured_tables import engines_table, result_tables
 from prune2deploy.report.methods import method_tables
+from prune2deploy.report.profile_tables import profile_tables
 from prune2deploy.report.protocol_tables import protocol_tables
 from prune2deploy.report.resource_tables import resources_table
 from prune2deploy.report.table import Table
@@ -36,7 +37,7 @@ _CHECKED = (
 def report_tables(content: ReportContent) -> tuple[Table, ...]:
     """All tables of a report that have something to show, in reading order."""
     result = content.result
-    measured = (*result_tables(result), *baseline_tables(result)) if result is not None else ()
+    measured = (*result_tables(result), *baseline_tables(result), *profile_tables(result)) if result is not None else ()
     rest = (
         variants_table(content),
         costs_table(content),
