@@ -43,10 +43,13 @@ def disturbance(before: Signals, after: Signals, *, cpus: int, highest_mhz: floa
     if seconds is None or seconds <= 0:
         return None
     reasons = (
+        # Who is stopped for a quota may be counted as waiting for a CPU, too, and shall know why.
+        _out_of_quota(before, after, seconds),
         _waited(before, after, seconds),
         _stolen(before, after, seconds),
         _beside(before, after, seconds, cpus),
-        _stopped(before, after),
+        _too_hot(before, after),
+        _from_disk(before, after),
         _slower_clock(before, after, highest_mhz),
         _on_the_gpu(before, after),
     )
@@ -97,20 +100,23 @@ def _beside(before: Signals, after: Signals, seconds: float, cpus: int) -> str |
     return f"shared its cores: their other hardware threads were busy for {busy / (seconds * cpus):.0%} of the round"
 
 
-def _stopped(before: Signals, after: Signals) -> str | None:
-    if (_grown(before, after, "cpu_throttles") or 0) > 0:
-        return "was slowed down, since a CPU was too hot"
-    if (_grown(before, after, "quota_throttles") or 0) > 0:
-        return f"was stopped for its CPU quota{_quota_time(before, after)}"
+def _out_of_quota(before: Signals, after: Signals, seconds: float) -> str | None:
+    """As with waits: who uses all of a quota is stopped for some microseconds now and then, which disturbs nothing."""
+    stopped = _grown(before, after, "quota_throttled_seconds")
+    if stopped is None or stopped <= max(RUN_DELAY_SHARE * seconds, RUN_DELAY_SECONDS):
+        return None
+    return f"was stopped for {stopped * 1000:.0f} ms, its CPU quota being used up"
+
+
+def _too_hot(before: Signals, after: Signals) -> str | None:
+    return "was slowed down, since a CPU was too hot" if (_grown(before, after, "cpu_throttles") or 0) > 0 else None
+
+
+def _from_disk(before: Signals, after: Signals) -> str | None:
     faults = _grown(before, after, "page_faults_major") or 0
-    if faults > 0:
-        return f"waited for the disk ({faults:.0f} page{'s' if faults > 1 else ''} of memory had to be read)"
-    return None
-
-
-def _quota_time(before: Signals, after: Signals) -> str:
-    seconds = _grown(before, after, "quota_throttled_seconds")
-    return "" if seconds is None else f", {seconds * 1000:.0f} ms long"
+    if faults <= 0:
+        return None
+    return f"waited for the disk ({faults:.0f} page{'s' if faults > 1 else ''} of memory had to be read)"
 
 
 def _slower_clock(before: Signals, after: Signals, highest: float | None) -> str | None:

@@ -68,8 +68,8 @@ def reason_for(*, cpus=1, seconds=0.2, **grown):
         ),
         ({"cpu_throttles": 1}, "was slowed down, since a CPU was too hot"),
         (
-            {"quota_throttles": 1, "quota_throttled_seconds": 0.037},
-            "was stopped for its CPU quota, 37 ms long",
+            {"quota_throttles": 1, "quota_throttled_seconds": 0.037, "run_delay_longest_seconds": 0.03},
+            "was stopped for 37 ms, its CPU quota being used up",
         ),
         ({"page_faults_major": 1}, "waited for the disk (1 page of memory had to be read)"),
         ({"page_faults_major": 9}, "waited for the disk (9 pages of memory had to be read)"),
@@ -93,6 +93,7 @@ def test_a_disturbed_round_is_dropped_with_its_reason(grown, reason):
         {"steal_longest_seconds": 0.02},
         {"sibling_cpu_seconds": 0.02},
         {"load_1min": 9.0},
+        {"quota_throttles": 2, "quota_throttled_seconds": 0.0009},
         {"other_cpu_seconds": 0.4},
         {"switches_involuntary": 400},
         {"frequency_mhz": -290.0},
