@@ -74,9 +74,11 @@ def _facts(protocol: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _builds(protocol: Mapping[str, Any]) -> str:
     """How many there were, and who decided that."""
     builds, pilot, wanted = protocol["builds"], protocol.get("pilot_builds"), protocol.get("builds_wanted")
+    asked = protocol.get("builds_asked", builds)
+    if builds < asked:
+        return f"{builds} of {asked}: there was no time for more"
     if pilot is None:
-        asked = protocol.get("builds_asked", builds)
-        return str(builds) if asked == builds else f"{builds} of {asked}: there was no time for more"
+        return str(builds)
     if wanted is None or wanted <= pilot:
         return f"{builds}: the pilot asked for no more"
     short = "" if builds >= wanted else ": there was no time for more"

@@ -45,6 +45,10 @@ def build_with(*moments: dict[str, float | None]) -> BuildSamples:
             },
         ),
         (
+            {"builds": 1, "pilot_builds": 1, "builds_asked": 5, "builds_wanted": 1},
+            {"engine builds": "1 of 5: there was no time for more"},
+        ),
+        (
             {"builds": 5, "pilot_builds": 5, "builds_wanted": 5, "half_width": 0.02, "half_width_reached": 0.004},
             {"engine builds": "5: the pilot asked for no more", "widest interval": "±0.4% (asked for: ±2.0%)"},
         ),
