@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.result import Row
+from prune2deploy.bench.subjects import OFFLINE
 from prune2deploy.report.canvas import (
     INK,
     MUTED,
@@ -19,6 +20,7 @@ from prune2deploy.report.canvas import (
 )
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import spell_interval, spell_latency, spell_percent, spell_ratio
+from prune2deploy.report.judged import judged_in_words, judged_ns, scenario_of
 
 _NAMED_BESIDE_MARKS = 3
 
@@ -107,12 +109,12 @@ def _key(row: Row) -> _Key:
 
 
 def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str) -> Plot | None:
-    """Accuracy against latency; the stepped line is the Pareto front. None without accuracies."""
+    """Accuracy against the latency that is judged; the stepped line is the Pareto front. None without accuracies."""
     rows = [row for row in content.rows_at(setting) if row.accuracy is not None]
     if not rows:
         return None
-    names = content.names
-    points = [(row.latency_ns.p50 / 1e6, (row.accuracy or 0.0) * 100) for row in rows]
+    names, scenario = content.names, scenario_of(content.result)
+    points = [(judged_ns(row, scenario) / 1e6, (row.accuracy or 0.0) * 100) for row in rows]
     latencies, accuracies = [point[0] for point in points], [point[1] for point in points]
     labels = [shortened(row.variant) for row in rows]
     legend = legend_inches(labels) if len(rows) > _NAMED_BESIDE_MARKS else 0.3
@@ -157,10 +159,10 @@ def accuracy_latency_plot(content: ReportContent, setting: Setting, *, key: str)
             legend_above(figure, labels)
         axes.set_xlim(0, reach)
         axes.set_ylim(low, high)
-        axes.set_xlabel("median latency, ms")
+        axes.set_xlabel(f"{judged_in_words(scenario)} (ms)")
         axes.set_ylabel("top-1 accuracy, %")
         said = "; ".join(
-            f"{row.variant}: {spell_latency(row.latency_ns.p50)}, {spell_percent(row.accuracy)}" for row in rows
+            f"{row.variant}: {spell_latency(judged_ns(row, scenario))}, {spell_percent(row.accuracy)}" for row in rows
         )
         return plot_from_figure(
             figure,
@@ -181,9 +183,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def distribution_plot(content: ReportContent, setting: Setting, *, key: str) -> Plot | None:
-    """The share of runs that took at most so long, for each variant."""
+    """The share of runs that took at most so long, for each variant. None offline, where no run is timed by itself."""
     rows = content.rows_at(setting)
-    if not rows:
+    if not rows or scenario_of(content.result) == OFFLINE:
         return None
     names = content.names
     labels = [shortened(row.variant) for row in rows]

@@ -6,6 +6,7 @@ from prune2deploy.bench.compare import Interval, Percentiles
 from prune2deploy.bench.result import BenchResult, Row
 from prune2deploy.bench.subjects import BATCHES, OFFLINE, SINGLE_STREAM
 from prune2deploy.report.figures import NOTHING, spell_count, spell_interval, spell_latency, spell_percent, spell_ratio
+from prune2deploy.report.judged import scenario_of
 from prune2deploy.report.table import Table
 
 _Columns = Mapping[str, Callable[[Percentiles], float | None]]
@@ -24,7 +25,7 @@ _NOTES = {
 
 def speed_table(result: BenchResult) -> Table:
     """A row for each variant, engine, precision and batch size, and one for its copies where they were timed."""
-    scenario = str(result.protocol.get("scenario", BATCHES))
+    scenario = scenario_of(result)
     latencies = _LATENCIES.get(scenario, _LATENCIES[BATCHES])
     others = tuple(dict.fromkeys(speedup.against for row in result.rows for speedup in row.speedups))
     settings = [(row.engine, row.precision) for row in result.rows]

@@ -7,17 +7,20 @@ from prune2deploy.bench.across import Outcome
 from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.claims import JudgedClaim, Verdict
 from prune2deploy.bench.compare import Interval
+from prune2deploy.bench.result import Row
 from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
 from prune2deploy.report.across_tables import change_in_words, comparison_of
 from prune2deploy.report.claim_words import claim_label, finding, reason, spell_bound
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import (
+    NOTHING,
     spell_interval,
     spell_latency,
     spell_percent,
     spell_points,
     spell_ratio,
 )
+from prune2deploy.report.judged import judged_in_words, judged_ns, scenario_of
 
 _OUR_VARIANTS = frozenset({DENSE, PRUNED, REDUCED})
 _SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
@@ -187,8 +190,8 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
         )
         row = next(row for row in content.rows_at(setting) if row.variant == content.subject)
         yield Tile(
-            label="latency, median",
-            value=spell_latency(row.latency_ns.p50),
+            label=judged_in_words(scenario_of(content.result)),
+            value=_spell_judged(content, row),
             detail=f"{content.baseline}: {_baseline_latency(content, setting)}",
         )
     fraction = content.flops_fraction_of(content.subject)
@@ -216,4 +219,8 @@ def _baseline_accuracy(content: ReportContent) -> float | None:
 
 def _baseline_latency(content: ReportContent, setting: Setting) -> str:
     rows = [row for row in content.rows_at(setting) if row.variant == content.baseline]
-    return spell_latency(rows[0].latency_ns.p50 if rows else None)
+    return _spell_judged(content, rows[0]) if rows else NOTHING
+
+
+def _spell_judged(content: ReportContent, row: Row) -> str:
+    return spell_latency(judged_ns(row, scenario_of(content.result)))

@@ -135,6 +135,46 @@ def make_result() -> MakeResult:
 
 
 @pytest.fixture(scope="session")
+def make_scenario() -> MakeResult:
+    """Three builds in which pruned takes half of dense, with blocks of these kinds (and what they sum up)."""
+
+    def make(scenario: str, kinds: dict[str, tuple[int, int]]) -> BenchResult:
+        def blocks(build: int) -> tuple[Block, ...]:
+            return tuple(
+                Block(
+                    variant=variant,
+                    copy=copy,
+                    round=0,
+                    position=0,
+                    kind=kind,
+                    runs=runs,
+                    samples_ns=(nanoseconds // (2 if variant == "pruned" else 1) + build,) * (1 if runs > 1 else 64),
+                )
+                for variant, copy in (("dense", 0), ("pruned", 0), ("dense", 1))
+                for kind, (nanoseconds, runs) in kinds.items()
+            )
+
+        builds = [
+            BuildSamples(
+                build=build,
+                cpus=None,
+                engines=(),
+                accuracies={"dense/fp16": 0.99, "pruned/fp16": 0.98},
+                cells=(Cell(precision="fp16", batch=1, blocks=blocks(build), warmup=(), signals=({}, {})),),
+            )
+            for build in range(3)
+        ]
+        subjects = tuple(
+            Subject(variant=variant, precision="fp16", onnx_path=Path(f"{variant}.onnx"), sha256="")
+            for variant in ("dense", "pruned")
+        )
+        options = BenchOptions(builds=3, scenario=scenario)
+        return summarise(BenchRequest(subjects=subjects, engine="trt", options=options), builds, environment={})
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_manifest() -> MakeManifest:
     def make(*, layers: int = 7, data: str | None = "digits", names: tuple[str, ...] = tuple(FRACTIONS)) -> RunManifest:
         widths = [64, 64, 128, 128, 256, 256, 256]

@@ -1,56 +1,10 @@
 """The table of speeds: what it shows of engines on a device, and in each scenario."""
 
 from collections.abc import Callable
-from pathlib import Path
-
-import pytest
 
 from prune2deploy.bench.result import BenchResult
-from prune2deploy.bench.samples import COPY, DEVICE, QUEUE, WALL, Block, BuildSamples, Cell
-from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
-from prune2deploy.bench.summary import summarise
+from prune2deploy.bench.samples import COPY, DEVICE, QUEUE, WALL
 from prune2deploy.report.speed_table import speed_table
-
-SLOTS = (("dense", 0), ("pruned", 0), ("dense", 1))
-
-
-@pytest.fixture
-def measured() -> Callable[..., BenchResult]:
-    """Three builds in which pruned takes half of dense, with blocks of these kinds (and what they sum up)."""
-
-    def make(scenario: str, kinds: dict[str, tuple[int, int]]) -> BenchResult:
-        def blocks(build: int) -> tuple[Block, ...]:
-            return tuple(
-                Block(
-                    variant=variant,
-                    copy=copy,
-                    round=0,
-                    position=0,
-                    kind=kind,
-                    runs=runs,
-                    samples_ns=(nanoseconds // (2 if variant == "pruned" else 1) + build,) * (1 if runs > 1 else 64),
-                )
-                for variant, copy in SLOTS
-                for kind, (nanoseconds, runs) in kinds.items()
-            )
-
-        builds = [
-            BuildSamples(
-                build=build,
-                cpus=None,
-                engines=(),
-                cells=(Cell(precision="fp16", batch=1, blocks=blocks(build), warmup=(), signals=({}, {})),),
-            )
-            for build in range(3)
-        ]
-        subjects = tuple(
-            Subject(variant=variant, precision="fp16", onnx_path=Path(f"{variant}.onnx"), sha256="")
-            for variant in ("dense", "pruned")
-        )
-        options = BenchOptions(builds=3, scenario=scenario)
-        return summarise(BenchRequest(subjects=subjects, engine="trt", options=options), builds, environment={})
-
-    return make
 
 
 def test_there_is_a_row_for_each_variant_and_batch(make_result: Callable[..., BenchResult]) -> None:
@@ -63,9 +17,11 @@ def test_there_is_a_row_for_each_variant_and_batch(make_result: Callable[..., Be
     assert table.title == "Speed on ort-cpu, fp32"
 
 
-def test_time_on_the_device_has_a_column_and_copies_rows_of_their_own(measured: Callable[..., BenchResult]) -> None:
+def test_time_on_the_device_has_a_column_and_copies_rows_of_their_own(
+    make_scenario: Callable[..., BenchResult],
+) -> None:
     kinds = {WALL: (1_000_000, 1), DEVICE: (800_000, 1), COPY: (100_000, 1), QUEUE: (8_200_000, 10)}
-    table = speed_table(measured("batches", kinds))
+    table = speed_table(make_scenario("batches", kinds))
     assert [row[0] for row in table.rows] == [
         "dense", "dense: inputs to the device", "pruned", "pruned: inputs to the device",
     ]  # fmt: skip
@@ -76,16 +32,16 @@ def test_time_on_the_device_has_a_column_and_copies_rows_of_their_own(measured: 
     assert cells[3]["against dense"] == "–"
 
 
-def test_single_stream_says_that_the_90th_percentile_is_judged(measured: Callable[..., BenchResult]) -> None:
-    table = speed_table(measured("single-stream", {WALL: (1_000_000, 1)}))
+def test_single_stream_says_that_the_90th_percentile_is_judged(make_scenario: Callable[..., BenchResult]) -> None:
+    table = speed_table(make_scenario("single-stream", {WALL: (1_000_000, 1)}))
     assert table.title == "Speed on trt, fp16, single-stream"
     assert "p90, judged" in table.columns
     assert table.note is not None
     assert "one input at a time" in table.note
 
 
-def test_offline_shows_throughput_and_no_percentiles_of_a_latency(measured: Callable[..., BenchResult]) -> None:
-    table = speed_table(measured("offline", {QUEUE: (8_000_000, 10)}))
+def test_offline_shows_throughput_and_no_percentiles_of_a_latency(make_scenario: Callable[..., BenchResult]) -> None:
+    table = speed_table(make_scenario("offline", {QUEUE: (8_000_000, 10)}))
     cells = dict(zip(table.columns, table.rows[0], strict=True))
     assert (cells["a batch takes"], cells["inputs/s, judged"]) == ("800 µs", "1.25 k")
     assert not {"median", "p90", "p99"} & set(table.columns)
