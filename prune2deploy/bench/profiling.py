@@ -18,7 +18,7 @@ from prune2deploy.errors import EngineError
 _PROFILED_SECONDS = 0.3
 _FEWEST_RUNS, _MOST_RUNS = 3, 50
 _MOST_RUNS_BESIDE = 10
-_QUEUED = "what was timed was a full queue; the profile is of single runs, one after the other"
+_STEADY_TOLERANCE = 0.1
 
 
 def profiles_of(runners: Sequence[Runner], cell: Cell, granules: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -86,10 +86,10 @@ def take_profile(
     engine.run()
     (first_ns,) = time_block(engine.run, 1)
     runs = max(_FEWEST_RUNS, min(_MOST_RUNS, round(_PROFILED_SECONDS * 1e9 / max(first_ns, 1))))
-    beside = time_block(engine.run, min(runs, _MOST_RUNS_BESIDE))
+    before = time_block(engine.run, min(runs, _MOST_RUNS_BESIDE))
     told = engine.profile_layers(runs)
     engine.run()
-    beside += time_block(engine.run, min(runs, _MOST_RUNS_BESIDE))
+    after = time_block(engine.run, min(runs, _MOST_RUNS_BESIDE))
     if not any(layer.latency_ns > 0 for layer in told.layers):
         raise EngineError("its layers take less time than its profiler can tell", where=str(onnx_path))
     work = FileWork(onnx_path, shapes)
@@ -97,13 +97,21 @@ def take_profile(
         layers=tuple(profiled_layer(layer, work) for layer in told.layers),
         whole_ns=whole_ns,
         profiled_ns=told.run_ns,
-        beside_ns=float(median(beside)),
+        beside_ns=float(median(before + after)),
         runs=runs,
         granule=granule,
         told_by=told.told_by,
-        left_out=told.left_out if whole_ns is not None else (*told.left_out, _QUEUED),
+        left_out=(*told.left_out, *_cautions(median(before), median(after), queued=whole_ns is None)),
         seconds=clock() - begun,
     )
+
+
+def _cautions(before_ns: float, after_ns: float, *, queued: bool) -> Iterator[str]:
+    if queued:
+        yield "what was timed was a full queue; the profile is of single runs, one after the other"
+    apart = max(before_ns, after_ns) / min(before_ns, after_ns) - 1
+    if apart > _STEADY_TOLERANCE:
+        yield f"the machine was not steady: runs before and after a profile differ by {apart:.0%}"
 
 
 def _profile_or_reason(runner: Runner, cell: Cell, granule: int | None) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def profile_of_request(request: Any, onnx_path: Path, *, runs: int) -> LayerProf
         for number, (info, seconds) in enumerate(counted)
         if info.status == info.Status.EXECUTED
     )
-    told_by = f"OpenVINO's performance counters: means of {runs} runs, node by node"
+    told_by = "OpenVINO's performance counters, means node by node"
     run_ns = seconds_in_all / runs * _NS_PER_S
     return LayerProfile(layers=layers, run_ns=run_ns, told_by=told_by, left_out=LEFT_OUT)
 

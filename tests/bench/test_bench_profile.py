@@ -12,14 +12,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.bench.attribution import Attribution, Cause, attribute, attribution_of, in_words, padding
+from prune2deploy.bench.build import measure_build
+from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer, profiled_layer
 from prune2deploy.bench.profiling import take_profile
-from prune2deploy.bench.result import read_result, write_result
+from prune2deploy.bench.result import BenchResult, read_result, write_result
 from prune2deploy.bench.subjects import OFFLINE, BenchOptions, BenchRequest, Subject
+from prune2deploy.bench.summary import summarise
 from prune2deploy.engines.capabilities import LayerTime
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_work import FileWork
+from prune2deploy.engines.onnxruntime.session import OrtRun
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError, InputError
 
@@ -281,7 +285,7 @@ def test_a_damaged_profile_is_refused(damage: dict[str, Any]) -> None:
         Attribution.from_document({"losses": {"witchcraft": 1}})
 
 
-def request_for(folder: Path, **options: Any) -> BenchRequest:
+def request_for(folder: Path, *, engine: str = "ort-cpu", **options: Any) -> BenchRequest:
     subjects = tuple(
         Subject(
             variant=variant,
@@ -293,7 +297,7 @@ def request_for(folder: Path, **options: Any) -> BenchRequest:
         for variant, width, fraction in (("dense", 32, 1.0), ("pruned", 12, 0.2))
     )
     fields = {"builds": 1, "rounds": 3, "block_seconds": 0.002, "profile": True, "granules": {"fp32": 16}, **options}
-    return BenchRequest(subjects=subjects, engine="ort-cpu", batches=(2,), options=BenchOptions(**fields))
+    return BenchRequest(subjects=subjects, engine=engine, batches=(2,), options=BenchOptions(**fields))
 
 
 def test_a_measurement_with_profiles_says_where_the_speed_went(tmp_path: Path) -> None:
@@ -312,15 +316,32 @@ def test_a_measurement_with_profiles_says_where_the_speed_went(tmp_path: Path) -
     assert read_result(write_result(result, tmp_path / "bench")[0]).rows == result.rows
 
 
+def measured_here(request: BenchRequest) -> BenchResult:
+    """One build in this process."""
+    job = BuildJob(request=request, build=0, cpus=None, budget_seconds=None)
+    samples = measure_build(job, engine_named(request.engine), tell=lambda fraction, text: None)
+    return summarise(request, [samples], environment={})
+
+
 def test_without_being_asked_nothing_is_profiled(tmp_path: Path) -> None:
-    result = run_bench(request_for(tmp_path, profile=False))
+    result = measured_here(request_for(tmp_path, profile=False))
     assert [row.profile for row in result.rows] == [None, None]
     assert not any("profil" in note for note in result.notes)
 
 
 def test_a_queue_is_profiled_as_single_runs_and_says_so(tmp_path: Path) -> None:
-    result = run_bench(request_for(tmp_path, scenario=OFFLINE))
+    result = measured_here(request_for(tmp_path, scenario=OFFLINE))
     assert result.rows[0].profile is not None
     profile_taken = Profile.from_document(result.rows[0].profile)
     single = profile_taken.whole_ns is not None
     assert single != any("a full queue" in sentence for sentence in profile_taken.left_out)
+
+
+def test_an_engine_that_tells_no_layers_is_timed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: OrtRun, runs: int) -> None:
+        raise EngineError("its profiler is not to be had here")
+
+    monkeypatch.setattr(OrtRun, "profile_layers", refuse)
+    result = measured_here(request_for(tmp_path))
+    assert [row.profile for row in result.rows] == [None, None]
+    assert "no profile of dense, pruned: its profiler is not to be had here" in result.notes

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from typing import Any
 
 import onnx
@@ -32,12 +32,16 @@ class _TracedRun:
     nodes: tuple[tuple[str, str, int], ...]
     whole: int
 
+    @property
+    def between(self) -> int:
+        """µs that lie in no node."""
+        return max(0, self.whole - sum(duration for _, _, duration in self.nodes))
+
 
 def profile_from_trace(trace: Path, optimised: onnx.ModelProto, onnx_path: Path, *, runs: int) -> LayerProfile:
-    """The mean time of each node over the quicker half of the last ``runs`` runs of a trace.
+    """The median time of each node over the last ``runs`` runs of a trace, and of what lies between them.
 
-    Means, so that the nodes and what lies between them add up to the run; the quicker half, because a node that met
-    another process would look slow by itself.
+    Medians of each part, because some runs meet another process; the run is their sum.
 
     Raises:
         EngineError: the trace is damaged, holds fewer runs, or its runs differ in their nodes.
@@ -50,22 +54,22 @@ def profile_from_trace(trace: Path, optimised: onnx.ModelProto, onnx_path: Path,
     alike = all([(name, operator) for name, operator, _ in run.nodes] == executed for run in found)
     if len(found) < runs or not executed or not alike:
         raise _unreadable(onnx_path, f"it tells of {len(found)} of {runs} runs")
-    quicker = sorted(found, key=lambda run: run.whole)[: (runs + 1) // 2]
     owned = FileNodes(onnx_path)
     nodes = owned.shared_out(_names_kept(executed, optimised, owned), [operator for _, operator in executed])
     layers = tuple(
         LayerTime(
             name=name,
             operator=operator,
-            latency_ns=_NS_PER_US * mean(run.nodes[number][2] for run in quicker),
+            latency_ns=_NS_PER_US * median(run.nodes[number][2] for run in found),
             nodes=nodes[number],
         )
         for number, (name, operator) in enumerate(executed)
     )
+    between_ns = _NS_PER_US * median(run.between for run in found)
     return LayerProfile(
         layers=layers,
-        run_ns=_NS_PER_US * mean(run.whole for run in quicker),
-        told_by=f"ONNX Runtime's profiler: means of the quicker half of {runs} runs, node by node",
+        run_ns=sum(layer.latency_ns for layer in layers) + between_ns,
+        told_by="ONNX Runtime's profiler, medians node by node",
         left_out=LEFT_OUT,
     )
 

@@ -54,6 +54,6 @@ def profile_from_times(
             for number, ((name, reported), layer) in enumerate(zip(times.items(), found, strict=True))
         ),
         run_ns=None,
-        told_by=f"TensorRT's profiler: medians of {runs} runs, layer by layer",
+        told_by="TensorRT's profiler, medians layer by layer",
         left_out=LEFT_OUT,
     )
