@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prune2deploy.bench.claim_kinds import ACCURACY, ACCURACY_DROP, ENERGY, KINDS, SPEEDUP, YIELD, Claim
+from prune2deploy.bench.claim_kinds import ACCURACY, ACCURACY_DROP, ENERGY, KINDS, MEMORY, SPEEDUP, YIELD, Claim
 from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.errors import InputError
 from prune2deploy.evaluation import EvaluationSet
@@ -54,6 +54,15 @@ def require_measured(request: BenchRequest, *, device: str) -> None:
                 where=f"{claim.where}, {ENERGY}",
                 hint="measure on a GPU, or leave this claim out",
             )
+
+
+def memory_subjects(request: BenchRequest) -> tuple[Subject, ...]:
+    """The subjects whose memory is to be measured: all if that was asked for, else those of which it is claimed."""
+    if request.options.memory:
+        return request.subjects
+    claims = [claim for claim in request.claims if claim.kind == MEMORY]
+    claimed = [target.subject for claim in claims for target in targets_of(claim, request)]
+    return tuple(subject for subject in request.subjects if subject in claimed)
 
 
 def _subjects_of(claim: Claim, request: BenchRequest) -> list[Subject]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from prune2deploy.bench.affinity import pick_cpus
-from prune2deploy.bench.claimed import require_measured
+from prune2deploy.bench.claimed import memory_subjects, require_measured
 from prune2deploy.bench.environment import describe_environment
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.memory import measure_memory
@@ -43,7 +43,7 @@ def run_bench(request: BenchRequest, *, progress: Progress = SILENT) -> BenchRes
     cpus = pick_cpus(request.options.threads) if device.startswith("CPU") else None
     environment = describe_environment(threads=request.options.threads, cpus=cpus)
     # First, because it takes seconds and can be refused.
-    memory = measure_memory(request, cpus, progress=progress) if request.options.memory else {}
+    memory = measure_memory(request, memory_subjects(request), cpus, progress=progress)
     builds = _measure_builds(request, cpus, progress)
     builds[0] = replace(builds[0], memory_bytes=memory)
     result = summarise(request, builds, environment=environment)

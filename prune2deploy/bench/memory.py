@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from prune2deploy.bench.inputs import input_buffers
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.nvml import open_gpu
 from prune2deploy.bench.process import run_worker
-from prune2deploy.bench.subjects import BenchRequest
+from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
 from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.errors import EngineError
@@ -33,6 +33,7 @@ Meter = Callable[[], int]
 
 def measure_memory(
     request: BenchRequest,
+    subjects: Sequence[Subject],
     cpus: tuple[int, ...] | None,
     *,
     repetitions: int = REPETITIONS,
@@ -40,12 +41,16 @@ def measure_memory(
 ) -> dict[str, tuple[int, ...]]:
     """The peak memory of each "variant/precision" in as many fresh processes, in bytes. Shape: -> (repetitions,).
 
+    ``subjects`` are those of the request to measure; without any nothing is done.
+
     Raises:
         P2DError: as ``process.run_worker``.
     """
     found: dict[str, tuple[int, ...]] = {}
-    with progress.task("Measuring memory", total=repetitions * len(request.subjects)) as task:
-        for subject in request.subjects:
+    if not subjects:
+        return found
+    with progress.task("Measuring memory", total=repetitions * len(subjects)) as task:
+        for subject in subjects:
             # Without the evaluation set, which would lie in the same memory.
             alone = replace(request, subjects=(subject,), evaluation=None, claim=None, claims=())
             peaks = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from prune2deploy.bench.claim_kinds import ENERGY, MEMORY, Claim
+from prune2deploy.bench.claim_kinds import ENERGY, Claim
 from prune2deploy.bench.claims import exit_code
 from prune2deploy.bench.claims_file import read_claims
 from prune2deploy.bench.measure import run_bench
@@ -144,7 +144,7 @@ def _options(request: BenchRequest, claims: tuple[Claim, ...]) -> BenchOptions:
         scenario=request.scenario or defaults.scenario,
         profile=request.profile,
         energy=request.energy or ENERGY in claimed,
-        memory=request.memory or MEMORY in claimed,
+        memory=request.memory,
         seed=request.seed,
     )
 

@@ -1,5 +1,6 @@
 """The memory that an engine adds to a process: real processes, judged by what must be in it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from prune2deploy.bench.claim_kinds import Claim
+from prune2deploy.bench.claimed import memory_subjects
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.memory import host_meter, measure_memory, peak_memory_bytes
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
@@ -50,7 +53,7 @@ def test_a_meter_sees_what_was_touched_and_let_go_again() -> None:
 
 def test_a_process_holds_at_least_the_weights_and_more_weights_take_more(tmp_path: Path) -> None:
     small, large = write_layers(tmp_path / "small.onnx", layers=1), write_layers(tmp_path / "large.onnx", layers=4)
-    peaks = measure_memory(request_of(small, large), None, repetitions=1)
+    peaks = measure_memory(request_of(small, large), (small, large), None, repetitions=1)
     assert set(peaks) == {"small/fp32", "large/fp32"}
     weights = WIDTH * WIDTH * 4
     (least,), (most,) = peaks["small/fp32"], peaks["large/fp32"]
@@ -61,12 +64,22 @@ def test_a_process_holds_at_least_the_weights_and_more_weights_take_more(tmp_pat
     assert least < 8 * weights
 
 
+def test_memory_is_measured_of_what_is_claimed_or_of_all(tmp_path: Path) -> None:
+    subjects = [write_layers(tmp_path / f"{name}.onnx", layers=1) for name in ("dense", "pruned")]
+    request = request_of(*subjects)
+    assert memory_subjects(request) == ()
+    assert measure_memory(request, (), None) == {}
+    claimed = replace(request, claims=(Claim(kind="memory_mb", bound=1.0), Claim(kind="size_mb", bound=1.0)))
+    assert memory_subjects(claimed) == (subjects[1],)
+    assert memory_subjects(replace(request, options=BenchOptions(memory=True))) == tuple(subjects)
+
+
 def test_an_engine_that_cannot_be_built_says_so(tmp_path: Path) -> None:
     path = tmp_path / "damaged.onnx"
     path.write_bytes(b"not onnx")
     damaged = Subject(variant="damaged", precision="fp32", onnx_path=path, sha256="")
     with pytest.raises(InputError, match=r"damaged\.onnx: is no ONNX file"):
-        measure_memory(request_of(damaged), None)
+        measure_memory(request_of(damaged), (damaged,), None)
 
 
 def test_a_batch_that_the_file_does_not_take_is_refused(networks: Any) -> None:
