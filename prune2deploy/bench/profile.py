@@ -23,9 +23,11 @@ SLOWED_ABOVE = 1.2
 
 # What engines call the layers that they put in to change a layout or a type.
 _MOVES = re.compile("reorder|reformat|transpose|permute|cast|convert|memcpy|copy|quantize|noop", re.IGNORECASE)
+# What they call a convolution or a product; where its work is not known, nobody knows what bounds it.
+_COMPUTES = re.compile("conv(?!ert)|gemm|matmul|fullyconnected|attention", re.IGNORECASE)
 _CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "Cast"}
 # They hold products that are not counted.
-_UNCOUNTED = {"LSTM", "GRU", "RNN", "If", "Loop", "Scan", "Attention", "ConvInteger", "MatMulInteger"}
+_UNCOUNTED = {"LSTM", "GRU", "RNN", "If", "Loop", "Scan", "Attention", "Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 class Kind(enum.StrEnum):
@@ -189,11 +191,11 @@ def _kind(layer: LayerTime, products: tuple[Product, ...], moved: int | None, op
     if products:
         intensity = None if not moved else sum(product.flops for product in products) / moved
         return Kind.MEMORY if intensity is not None and intensity < MEMORY_BOUND_BELOW else Kind.COMPUTE
+    if _COMPUTES.search(layer.operator):
+        return Kind.OTHER
     if not layer.nodes:
         return Kind.REFORMAT if _MOVES.search(layer.operator) else Kind.OTHER
-    if operators & (_UNCOUNTED | {"Conv", "ConvTranspose", "Gemm", "MatMul"}) or any(
-        "::" in name for name in operators
-    ):
+    if operators & _UNCOUNTED or any("::" in name for name in operators):
         return Kind.OTHER
     return Kind.REFORMAT if operators <= _CONVERSIONS else Kind.MEMORY
 

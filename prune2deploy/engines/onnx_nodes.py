@@ -7,8 +7,8 @@ import onnx
 
 from prune2deploy.engines.onnx_file import load_onnx_proto
 
-# Engines put what they fused before these names.
-_PREFIXED = ("Conv", "Gemm", "MatMul")
+# Engines make the one of the other.
+_PRODUCTS = ("Gemm", "MatMul")
 # Nobody fuses these away; where no layer tells of one, it belongs to none.
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
@@ -32,16 +32,16 @@ class FileNodes:
         return name in self._by_name
 
     def shared_out(
-        self, layers: Sequence[Iterable[str]], operators: Sequence[str] | None = None
+        self, layers: Sequence[Iterable[str]], operators: Sequence[str | None] | None = None
     ) -> list[tuple[str, ...]]:
         """The names of the nodes of each layer, in the file's order; no node belongs to two layers.
 
         ``layers`` has for each layer, in the order in which they run, the names of nodes or of values that the engine
         tells of; a layer without names was put in by the engine, and gets nothing. An engine that keeps only a last
-        name gives the ``operators`` of its layers as well: a layer of another operator than the node that it is named
-        by holds what lies before that, back to a node of its own operator (the convolution before a ReLU). What is
-        left was fused into the layer that made what it reads (the addition after a convolution), of several into the
-        last to run; DequantizeLinear belongs to the layer that reads it.
+        name gives the ``operators`` of its layers as well, as ONNX calls them: a layer of another operator than the
+        node that it is named by holds what lies before that, back to a node of its own operator (the convolution
+        before a ReLU). What is left was fused into the layer that made what it reads (the addition after a
+        convolution), of several into the last to run; DequantizeLinear belongs to the layer that reads it.
         """
         owners: dict[int, int] = {}
         for layer, names in enumerate(layers):
@@ -51,7 +51,9 @@ class FileNodes:
                     owners.setdefault(number, layer)
         if operators is not None:
             for number, layer in sorted(owners.items()):
-                self._claim_before(number, layer, operators[layer], owners)
+                operator = operators[layer]
+                if operator is not None:
+                    self._claim_before(number, layer, operator, owners)
         self._claim_scales(owners)
         for number in range(len(self._nodes)):
             if number not in owners and self._nodes[number].op_type not in _COMPUTING:
@@ -70,10 +72,12 @@ class FileNodes:
         waiting = [maker for maker in self._before(number) if maker not in owners]
         while waiting:
             maker = waiting.pop()
-            if maker not in owners:
-                owners[maker] = layer
-                if not _same(operator, self._nodes[maker].op_type):
-                    waiting += self._before(maker)
+            kind = self._nodes[maker].op_type
+            if maker in owners or (kind in _COMPUTING and not _same(operator, kind)):
+                continue
+            owners[maker] = layer
+            if not _same(operator, kind):
+                waiting += self._before(maker)
 
     def _claim_scales(self, owners: dict[int, int]) -> None:
         for number in sorted(owners):
@@ -88,4 +92,6 @@ class FileNodes:
 
 def _same(executed: str, stored: str) -> bool:
     """Whether an engine's operator does what the file calls ``stored``: QLinearConv and FusedConv do what Conv does."""
-    return executed == stored or (stored in _PREFIXED and executed.endswith(stored))
+    if stored in _PRODUCTS:
+        return executed.endswith(_PRODUCTS)
+    return executed == stored or (stored == "Conv" and executed.endswith("Conv"))

@@ -33,7 +33,7 @@ def profile_of_request(request: Any, onnx_path: Path, *, runs: int) -> LayerProf
     counted = _counted(request)
     # Fused nodes are listed as well, and lie in no layer of their own; what took less than a microsecond has its layer.
     names = [[name for name in kept.get(info.node_name, "").split(",") if name] for info, _ in counted]
-    nodes = FileNodes(onnx_path).shared_out(names)
+    nodes = FileNodes(onnx_path).shared_out(names, [_onnx_operator(info.node_type) for info, _ in counted])
     layers = tuple(
         LayerTime(
             name=info.node_name,
@@ -55,6 +55,13 @@ def _seconds_of(request: Any, runs: int) -> float:
         request.start_async()
         request.wait()
     return time.perf_counter() - begun
+
+
+def _onnx_operator(operator: str) -> str | None:
+    """What ONNX calls an operator that may be named by a node after it; None for the others, which keep all names."""
+    if operator.startswith("FullyConnected"):
+        return "MatMul"
+    return {"Convolution": "Conv", "GroupConvolution": "Conv", "MatMul": "MatMul"}.get(operator)
 
 
 def _counted(request: Any) -> list[tuple[Any, float]]:

@@ -247,6 +247,8 @@ def test_kinds_follow_the_nodes_of_a_layer(tmp_path: Path) -> None:
     assert kind("Reformat") is Kind.REFORMAT
     assert kind("Subgraph") is Kind.OTHER
     assert kind("Conv", "wide") is Kind.COMPUTE
+    assert kind("FullyConnectedQuantized", "flatten") is Kind.OTHER
+    assert kind("Convert") is Kind.REFORMAT
     # Without sizes, what a product costs is not known.
     unknown = FileWork(path, {"input": ()})
     unknown.costs.clear()

@@ -162,6 +162,9 @@ def test_a_layer_named_by_its_last_node_reaches_back_to_its_operator_and_no_furt
     operators = ["Conv", "QLinearConv", "GlobalAveragePool", "Copy", "FusedMatMul"]
     found = nodes.shared_out([("r1",), ("c2",), ("pooled",), (), ("output",)], operators)
     assert found == [("n_c1", "n_r1"), ("n_c2", "n_a2", "n_r2"), ("n_pooled", "n_flat"), (), ("n_output",)]
+    # A layer of another kind takes no product that no layer tells of, and what engines call a product may be either.
+    assert nodes.shared_out([("pooled",)], ["Subgraph"]) == [("n_r1", "n_a2", "n_r2", "n_pooled", "n_flat")]
+    assert nodes.shared_out([("output",)], ["Gemm"]) == [("n_output",)]
     # A product that no layer tells of belongs to none.
     assert "n_output" not in {node for owned in nodes.shared_out([("r1",), ("pooled",)]) for node in owned}
 
