@@ -3,11 +3,14 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from prune2deploy.bench.attribution import with_attributions
+from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer
 from prune2deploy.bench.result import SCHEMA_VERSION, BenchResult
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
@@ -256,9 +259,31 @@ def make_manifest() -> MakeManifest:
     return make
 
 
+def profile_of(latency_ns: float) -> Profile:
+    """A run of two layers with a little time between them."""
+    product = Product(node="conv", flops=1_000_000, input_width=64, output_width=64, groups=1)
+    layers = (
+        ProfiledLayer(
+            name="conv", operator="Conv", kind=Kind.COMPUTE, latency_ns=0.7 * latency_ns, products=(product,)
+        ),
+        ProfiledLayer(name="pool", operator="MaxPool", kind=Kind.MEMORY, latency_ns=0.2 * latency_ns),
+    )
+    return Profile(
+        layers=layers,
+        whole_ns=latency_ns,
+        profiled_ns=latency_ns,
+        beside_ns=latency_ns,
+        runs=20,
+        granule=16,
+        told_by="a profiler that was made up",
+        left_out=(),
+        seconds=0.1,
+    )
+
+
 @pytest.fixture(scope="session")
 def full_content(make_manifest: MakeManifest, make_result: MakeResult) -> ReportContent:
-    """A report with all that a page can hold: twelve rows, long names, raw samples, signals, a disturbed round."""
+    """A report with all that a page can hold: long names, raw samples, signals, a disturbed round, profiles, sizes."""
     latencies_ns = LATENCIES_NS | {
         "family-0.25": 300_000,
         "family-0.75": 900_000,
@@ -266,6 +291,17 @@ def full_content(make_manifest: MakeManifest, make_result: MakeResult) -> Report
         "bottleneck": 700_000,
     }
     result = make_result(latencies_ns=latencies_ns, claim=2.5, rounds=5)
+    rows = [
+        replace(
+            row,
+            file_bytes=3_600_000,
+            memory_bytes=41_000_000,
+            energy_joules=0.012,
+            profile=profile_of(row.latency_ns.p50).to_document(),
+        )
+        for row in result.rows
+    ]
+    result = replace(result, rows=tuple(with_attributions(rows, result.baseline)))
     listing = {"schema_version": SCHEMA_VERSION, "builds": [build.to_document() for build in result.samples]}
     return ReportContent(
         manifest=make_manifest(names=tuple(latencies_ns)),

@@ -171,9 +171,8 @@ def test_every_plot_is_seen_whole(browser: Browser, page: Path, width: int) -> N
         "return {id: one.parentElement.id, left: box.left, right: box.right, width: box.width, height: box.height,"
         "shapes: one.querySelectorAll('path, use, text').length}; })"
     )
-    assert {"plot-speedups", "plot-pareto0", "plot-latency0", "plot-widths", "plot-history", "plot-signals"} <= {
-        box["id"] for box in boxes
-    }
+    expected = ("speedups", "pareto0", "latency0", "parts0", "widths", "history", "signals")
+    assert {f"plot-{name}" for name in expected} <= {box["id"] for box in boxes}
     for box in boxes:
         assert box["width"] > 250, box
         assert box["height"] > 80, box
