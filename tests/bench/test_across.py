@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune2deploy.bench.across import Change, Comparison, Conditions, Outcome, compare_results, exit_code
+from prune2deploy.bench.across import Change, Comparison, Outcome, compare_results, exit_code
+from prune2deploy.bench.comparable import Conditions
 from prune2deploy.bench.compare import Interval, Percentiles
 from prune2deploy.bench.result import BenchResult, Control, Row
 from prune2deploy.errors import InputError
