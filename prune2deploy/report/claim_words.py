@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from prune2deploy.bench import claim_kinds
 from prune2deploy.bench.claims import JudgedClaim, reason_for
-from prune2deploy.report.figures import NOTHING, spell_count, spell_interval, spell_latency, spell_percent, spell_ratio
+from prune2deploy.report.figures import (
+    NOTHING,
+    spell_bytes,
+    spell_count,
+    spell_energy,
+    spell_interval,
+    spell_latency,
+    spell_percent,
+    spell_ratio,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +31,16 @@ def _ends(spell: Callable[[float], str]) -> Callable[[float, float], str]:
     return lambda low, high: f"{spell(low)} to {spell(high)}"
 
 
-def _in_unit(unit: str) -> Callable[[float], str]:
-    return lambda figure: f"{figure:.3g} {unit}"
+def _megabytes(figure: float) -> str:
+    return spell_bytes(figure * 1e6)
+
+
+def _millijoules(figure: float) -> str:
+    return spell_energy(figure / 1e3)
+
+
+def _milliseconds(figure: float) -> str:
+    return spell_latency(figure * 1e6)
 
 
 def _points(figure: float) -> str:
@@ -40,8 +57,8 @@ _KINDS: Mapping[str, Words] = {
     claim_kinds.LATENCY: Words(
         label="latency",
         clause="{variant} takes {figure} ({percentile})",
-        spell=lambda figure: spell_latency(figure * 1e6),
-        ends=_ends(lambda figure: spell_latency(figure * 1e6)),
+        spell=_milliseconds,
+        ends=_ends(_milliseconds),
     ),
     claim_kinds.THROUGHPUT: Words(
         label="throughput",
@@ -70,8 +87,8 @@ _KINDS: Mapping[str, Words] = {
     claim_kinds.SIZE: Words(
         label="file size",
         clause="the file of {variant} takes {figure}",
-        spell=_in_unit("MB"),
-        ends=_ends(_in_unit("MB")),
+        spell=_megabytes,
+        ends=_ends(_megabytes),
     ),
     claim_kinds.SIZE_FRACTION: Words(
         label="share of file size",
@@ -82,14 +99,14 @@ _KINDS: Mapping[str, Words] = {
     claim_kinds.MEMORY: Words(
         label="memory",
         clause="{variant} takes {figure} of memory",
-        spell=_in_unit("MB"),
-        ends=_ends(_in_unit("MB")),
+        spell=_megabytes,
+        ends=_ends(_megabytes),
     ),
     claim_kinds.ENERGY: Words(
         label="energy",
         clause="{variant} takes {figure} an input",
-        spell=_in_unit("mJ"),
-        ends=_ends(_in_unit("mJ")),
+        spell=_millijoules,
+        ends=_ends(_millijoules),
     ),
 }
 
