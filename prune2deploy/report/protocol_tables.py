@@ -8,6 +8,8 @@ from prune2deploy.bench.subjects import SCENARIOS
 from prune2deploy.report.figures import spell_percent
 from prune2deploy.report.table import Table
 
+_LISTED_ROUNDS = 200
+
 
 def protocol_tables(result: BenchResult) -> tuple[Table, ...]:
     """How it was measured, and the disturbed rounds."""
@@ -27,18 +29,21 @@ def protocol_table(result: BenchResult) -> Table:
 
 def disturbed_table(result: BenchResult) -> Table:
     """One row for each round that was dropped, for all variants, on signals of the machine alone."""
-    rows = tuple(
+    rows = [
         (str(cell["build"]), cell["precision"], str(cell["batch"]), str(number), f"it {reason}")
         for cell in result.protocol.get("rounds", ())
         for number, reason in sorted(cell.get("dropped", {}).items(), key=lambda entry: int(entry[0]))
-    )
+    ]
+    more = f" {len(rows) - _LISTED_ROUNDS} more are in the raw samples." if len(rows) > _LISTED_ROUNDS else ""
     return Table(
         key="disturbed",
         title="Disturbed rounds",
         columns=("build", "precision", "batch", "round", "why it does not count"),
-        rows=rows,
+        rows=tuple(rows[:_LISTED_ROUNDS]),
         numeric=frozenset({0, 2, 3}),
-        note="A round is dropped for what the machine did meanwhile, never for its timings, and for all variants.",
+        note=(
+            f"A round is dropped for what the machine did meanwhile, never for its timings, and for all variants.{more}"
+        ),
     )
 
 

@@ -10,6 +10,9 @@ from prune2deploy.bench.samples import BuildSamples
 from prune2deploy.report.canvas import ACCENT, MUTED, REFUSED, Plot, drawing, plot_from_figure
 
 _PANEL_INCHES = 1.05
+# Beyond these, marks run together and only make the page large.
+_MOST_MARKED_ROUNDS = 200
+_MOST_MARKED_BUILDS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +62,18 @@ def signal_plots(builds: Sequence[BuildSamples]) -> tuple[Plot, ...]:
     lines = [line for line in known if any(line.values)]
     if not lines:
         return ()
-    dropped = [place for place, reason in enumerate(_reasons(builds)) if reason]
+    dropped = _stretches([place for place, reason in enumerate(_reasons(builds)) if reason])
     starts = _build_starts(builds)
     with drawing(height_inches=0.5 + _PANEL_INCHES * len(lines)) as figure:
         panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)
         for axes, line in zip(panels[:, 0], lines, strict=True):
-            for place in dropped:
-                axes.axvspan(place - 0.5, place + 0.5, color=REFUSED, alpha=0.3, linewidth=0)
-            for start in starts:
+            for first, last in dropped:
+                axes.axvspan(first - 0.5, last + 0.5, color=REFUSED, alpha=0.3, linewidth=0)
+            for start in starts if len(starts) < _MOST_MARKED_BUILDS else ():
                 axes.axvline(start - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
             values = [float("nan") if value is None else value * line.signal.scale for value in line.values]
-            axes.plot(range(len(values)), values, color=ACCENT, linewidth=1.4, marker=".", markersize=4)
+            marker = "." if len(values) <= _MOST_MARKED_ROUNDS else None
+            axes.plot(range(len(values)), values, color=ACCENT, linewidth=1.4, marker=marker, markersize=4)
             axes.set_title(line.signal.label, loc="left", fontsize=10, color=MUTED)
             axes.yaxis.set_major_locator(MaxNLocator(3))
             axes.margins(x=0.01, y=0.15)
@@ -114,6 +118,17 @@ def _reasons(builds: Sequence[BuildSamples]) -> Iterator[str]:
         for cell in build.cells:
             for number in range(len(cell.signals) - 1):
                 yield cell.disturbed.get(number, "")
+
+
+def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending places as stretches without a gap, first and last."""
+    stretches: list[tuple[int, int]] = []
+    for place in places:
+        if stretches and stretches[-1][1] == place - 1:
+            stretches[-1] = (stretches[-1][0], place)
+        else:
+            stretches.append((place, place))
+    return stretches
 
 
 def _build_starts(builds: Sequence[BuildSamples]) -> list[int]:

@@ -72,6 +72,14 @@ def test_every_dropped_round_is_listed_with_its_reason(full_content: ReportConte
     )
 
 
+def test_a_great_many_dropped_rounds_are_counted_and_not_all_listed(make_result: Any) -> None:
+    dropped = {str(number): "ran hot" for number in range(250)}
+    cell = {"build": 0, "precision": "fp32", "batch": 1, "rounds": 300, "dropped": dropped}
+    table = disturbed_table(replace(make_result(), protocol={"rounds": [cell]}))
+    assert [row[3] for row in table.rows] == [str(number) for number in range(200)]
+    assert table.note.endswith("50 more are in the raw samples.")
+
+
 def test_what_a_variant_takes_has_columns_only_for_what_was_measured(make_result: Any) -> None:
     result = make_result()
     bare = tuple(replace(row, file_bytes=None) for row in result.rows)
@@ -148,6 +156,23 @@ def test_signals_are_shown_by_round_and_disturbed_rounds_are_shaded() -> None:
     assert "GPU power" not in plot.svg
     assert plot.description.startswith("A shaded round was disturbed and does not count. ")
     assert 400 in numbers_of(plot) or 500 in numbers_of(plot)
+
+
+def test_a_long_measurement_makes_no_large_drawing() -> None:
+    moments = [{"load_1min": 1.0 + number % 7, "frequency_mhz": 2900.0 + number % 5} for number in range(13)]
+    cell = Cell(
+        precision="fp32",
+        batch=1,
+        blocks=(),
+        warmup=(),
+        signals=tuple(moments),
+        dropped={str(number): "ran hot" for number in range(3, 9)},
+    )
+    builds = [BuildSamples(build=number, cpus=None, cells=(cell, cell), engines=()) for number in range(100)]
+    (plot,) = signal_plots(builds)
+    assert len(plot.svg) < 200_000
+    # A stretch of disturbed rounds is one shade in each of the two panels.
+    assert plot.svg.count("fill: var(--bad)") == 2 * 200
 
 
 def test_signals_that_were_zero_throughout_are_named_and_not_drawn() -> None:
