@@ -27,12 +27,12 @@ class Cause(enum.StrEnum):
 
 
 CAUSES_IN_WORDS: Mapping[Cause, str] = {
-    Cause.MISALIGNED: "widths that are no multiples of the granule",
-    Cause.RATE: "smaller layers that do fewer FLOPs a second",
-    Cause.PLACEMENT: "FLOPs removed where they cost little time",
-    Cause.MEMORY: "layers bound by memory",
+    Cause.MISALIGNED: "misaligned widths",
+    Cause.RATE: "smaller layers' lower rate",
+    Cause.PLACEMENT: "FLOPs removed where cheap",
+    Cause.MEMORY: "memory-bound layers",
     Cause.REFORMAT: "reformatting",
-    Cause.BETWEEN: "time between the layers (call, launches)",
+    Cause.BETWEEN: "time between the layers",
     Cause.OTHER: "layers of unknown work",
 }
 

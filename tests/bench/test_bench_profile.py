@@ -172,7 +172,7 @@ def test_each_cause_gets_what_it_caused() -> None:
     assert nanoseconds[Cause.OTHER] == 0
     assert sum(nanoseconds.values()) == pytest.approx(800 * (1 - found.flop_yield))
     assert in_words(found).startswith(
-        "yield 0.69: of its time lost to 12% widths that are no multiples of the granule, 8% time between the layers"
+        "yield 0.69: of its time lost to 12% misaligned widths, 8% time between the layers"
     )
 
 

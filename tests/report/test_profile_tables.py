@@ -62,9 +62,9 @@ def test_the_losses_of_every_variant_stand_side_by_side(profiled: BenchResult) -
     found = attribution_of(profiled.rows[1])
     assert found is not None
     share = found.losses[Cause.MISALIGNED]
-    assert by_cause["lost to widths that are no multiples of the granule"][0].startswith(f"{share:.1%} (")
+    assert by_cause["lost to misaligned widths"][0].startswith(f"{share:.1%} (")
     # 32 channels are two granules.
-    assert by_cause["lost to widths that are no multiples of the granule"][1].startswith("0.0%")
+    assert by_cause["lost to misaligned widths"][1].startswith("0.0%")
     # No layer is of unknown work.
     assert "lost to layers of unknown work" not in by_cause
     assert "pruned: yield" in where.note
