@@ -22,7 +22,7 @@ def comparison_of(result: BenchResult, *, where: str = "baseline_comparison") ->
 
 
 def across_tables(comparison: Comparison, *, title: str = "Against the baseline") -> tuple[Table, ...]:
-    """The changes of the speed-ups, the baseline variants' latencies, and what else differs; empty ones left out."""
+    """The changes of the speed-ups, the latencies of the bases, and what else differs; empty ones left out."""
     made = (changes_table(comparison, title=title), _latencies_table(comparison), _differences_table(comparison))
     return tuple(table for table in made if table.rows)
 
@@ -57,8 +57,8 @@ def changes_table(comparison: Comparison, *, title: str = "Against the baseline"
         rows=rows,
         numeric=frozenset({3, 5, 6, 7, 8}),
         note=(
-            "‘Before’ and ‘after’ are speed-ups against the baseline variant of the same measurement; the change is "
-            "after over before, below 1 where it became slower. ‘Same’ is within "
+            "‘Before’ and ‘after’ are speed-ups against the base of the same measurement; the change is after over "
+            "before, below 1 where it became slower. ‘Same’ is within "
             f"{comparison.tolerance:.1%} with the whole interval."
         ),
     )
@@ -110,7 +110,7 @@ def _latencies_table(comparison: Comparison) -> Table:
     )
     return Table(
         key="across-baselines",
-        title="Latency of the baseline variant",
+        title="Latency of the base",
         columns=("variant", "engine", "precision", "batch", "file", "before", "after"),
         rows=rows,
         numeric=frozenset({3, 5, 6}),
