@@ -1,7 +1,7 @@
 """One build: fresh engines for all variants, timed in interleaved rounds. Runs inside the worker process."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -11,7 +11,7 @@ from prune2deploy.bench.inputs import input_buffers, shapes_at
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.profiling import profiles_of
 from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
-from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples
+from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples, Cell
 from prune2deploy.bench.schedule import Slot, build_order, slots_for
 from prune2deploy.bench.signals import SignalReader
 from prune2deploy.bench.subjects import BenchRequest, Subject
@@ -69,10 +69,6 @@ def measure_build(
                         tell=within(tell, before=len(timings) / cell_total, share=1 / cell_total),
                     )
                 )
-                if job.build == 0 and request.options.profile:
-                    begun = clock()
-                    profiles += profiles_of(runners, timings[-1].cell, request.options.granules)
-                    aside_seconds += clock() - begun
                 if job.build < ENERGY_BUILDS and request.options.energy:
                     begun = clock()
                     energies += energies_of(runners, reader, batch=batch)
@@ -81,6 +77,9 @@ def measure_build(
                 begun = clock()
                 if evaluation is not None:
                     answers |= _answers(runners, evaluation, max(request.batches))
+                if request.options.profile:
+                    cells = [timing.cell for timing in timings[-len(request.batches) :]]
+                    profiles += _profiles(runners, request, cells, evaluation)
                 aside_seconds += clock() - begun
     seconds_total = clock() - started - aside_seconds
     in_rounds = sum(sum(timing.round_seconds) for timing in timings)
@@ -173,6 +172,17 @@ def _look_at_outputs(runners: list[Runner]) -> None:
             runner.engine.run()
             found = dict.fromkeys([*runner.facts.get("not_finite", ()), *not_finite(runner.engine.read())])
             runner.facts["not_finite"] = list(found)
+
+
+def _profiles(
+    runners: list[Runner], request: BenchRequest, cells: Sequence[Cell], evaluation: EvaluationSet | None
+) -> list[Mapping[str, Any]]:
+    """Profiles at every batch size: after the rounds of all, so that no timed run follows a profiled one."""
+    found: list[Mapping[str, Any]] = []
+    for cell in cells:
+        _bind_inputs(runners, request, cell.batch, evaluation)
+        found += profiles_of(runners, cell, request.options.granules)
+    return found
 
 
 def _answers(runners: list[Runner], evaluation: EvaluationSet, batch: int) -> dict[str, str]:

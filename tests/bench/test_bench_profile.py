@@ -299,12 +299,16 @@ def request_for(folder: Path, *, engine: str = "ort-cpu", **options: Any) -> Ben
         for variant, width, fraction in (("dense", 32, 1.0), ("pruned", 12, 0.2))
     )
     fields = {"builds": 1, "rounds": 3, "block_seconds": 0.002, "profile": True, "granules": {"fp32": 16}, **options}
-    return BenchRequest(subjects=subjects, engine=engine, batches=(2,), options=BenchOptions(**fields))
+    return BenchRequest(subjects=subjects, engine=engine, batches=(2, 1), options=BenchOptions(**fields))
 
 
 def test_a_measurement_with_profiles_says_where_the_speed_went(tmp_path: Path) -> None:
     result = run_bench(request_for(tmp_path))
-    dense, pruned = result.rows
+    dense, pruned, *single = result.rows
+    for row, batch in ((dense, 2), (single[0], 1)):
+        assert row.profile is not None
+        by_node = {node: layer for layer in Profile.from_document(row.profile).layers for node in layer.nodes}
+        assert by_node["wide"].flops == batch * 2 * 32 * 32 * 9 * 32 * 64
     assert dense.profile is not None
     assert attribution_of(dense) is None
     found = attribution_of(pruned)
@@ -327,7 +331,7 @@ def measured_here(request: BenchRequest) -> BenchResult:
 
 def test_without_being_asked_nothing_is_profiled(tmp_path: Path) -> None:
     result = measured_here(request_for(tmp_path, profile=False))
-    assert [row.profile for row in result.rows] == [None, None]
+    assert [row.profile for row in result.rows] == [None] * 4
     assert not any("profil" in note for note in result.notes)
 
 
@@ -345,5 +349,5 @@ def test_an_engine_that_tells_no_layers_is_timed_all_the_same(tmp_path: Path, mo
 
     monkeypatch.setattr(OrtRun, "profile_layers", refuse)
     result = measured_here(request_for(tmp_path))
-    assert [row.profile for row in result.rows] == [None, None]
+    assert [row.profile for row in result.rows] == [None] * 4
     assert "no profile of dense, pruned: its profiler is not to be had here" in result.notes
