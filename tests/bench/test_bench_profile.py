@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from prune2deploy.bench.attribution import Attribution, Cause, attribute, attribution_of, in_words, padding
@@ -174,6 +176,37 @@ def test_each_cause_gets_what_it_caused() -> None:
     assert in_words(found).startswith(
         "yield 0.69: of its time lost to 12% misaligned widths, 8% time between the layers"
     )
+
+
+layers_of_one_variant = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from(list(Kind)), st.floats(1, 1e6), st.integers(1, 200)),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda entry: entry[0],
+)
+
+
+@given(
+    own=layers_of_one_variant,
+    dense=layers_of_one_variant,
+    between=st.floats(0, 1e6),
+    flops_fraction=st.floats(0.01, 2),
+    speedup=st.floats(0.1, 50),
+    granule=st.none() | st.sampled_from([4, 8, 16]),
+)
+def test_whatever_the_layers_are_the_losses_sum_to_one_minus_yield(
+    own: list[Any], dense: list[Any], between: float, flops_fraction: float, speedup: float, granule: int | None
+) -> None:
+    def made(entries: list[Any]) -> Profile:
+        layers = [
+            layer(name, ns, flops=1000 * width if kind is Kind.COMPUTE else 0, widths=(64, width), kind=kind)
+            for name, kind, ns, width in entries
+        ]
+        return profile(*layers, run_ns=sum(entry[2] for entry in entries) + between, granule=granule)
+
+    found = attribute(made(own), made(dense), flops_fraction=flops_fraction, speedup=speedup)
+    assert math.isclose(sum(found.losses.values()), 1 - found.flop_yield, rel_tol=1e-9, abs_tol=1e-9)
+    assert 0 <= found.padded <= 1
 
 
 def test_a_layer_that_became_bound_by_memory_counts_as_that_in_both() -> None:
