@@ -231,12 +231,16 @@ def test_the_page_prints_with_its_plots(browser: Browser, page: Path) -> None:
     printed = browser.ask("Page.printToPDF", printBackground=True, transferMode="ReturnAsBase64")
     document = base64.b64decode(printed["data"])
     assert document.startswith(b"%PDF")
-    browser.ask("Emulation.setEmulatedMedia", media="print", features=[])
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.ask("Emulation.setEmulatedMedia", media="print", features=[dark])
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert luminance([int(part) for part in browser.evaluate(COLOUR_OF_HEADLINE)]) < 0.05
-
-
-COLOUR_OF_HEADLINE = "getComputedStyle(document.querySelector('h1')).color.match(/[0-9]+/g)"
+    for element in ("h1", ".said li", "#plot-speedups text", "#table-speed td"):
+        colour = browser.evaluate(
+            f"(style => (style.fill === 'rgb(0, 0, 0)' ? style.color : style.fill).match(/[0-9]+/g).map(Number))"
+            f"(getComputedStyle(document.querySelector('{element}')))"
+        )
+        assert luminance(colour) < 0.2, element
+    assert browser.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--pruned')") == "#1f6feb"
 
 
 def luminance(colour: list[int]) -> float:
