@@ -91,7 +91,10 @@ def take_profile(
     engine.run()
     after = time_block(engine.run, min(runs, _MOST_RUNS_BESIDE))
     if not any(layer.latency_ns > 0 for layer in told.layers):
-        raise EngineError("its layers take less time than its profiler can tell", where=str(onnx_path))
+        reason = (
+            "all layers take less time than the profiler can tell" if told.layers else "the profiler tells no layer"
+        )
+        raise EngineError(reason, where=str(onnx_path))
     work = FileWork(onnx_path, shapes)
     return Profile(
         layers=tuple(profiled_layer(layer, work) for layer in told.layers),

@@ -22,7 +22,7 @@ from prune2deploy.bench.profiling import take_profile
 from prune2deploy.bench.result import BenchResult, read_result, write_result
 from prune2deploy.bench.subjects import OFFLINE, BenchOptions, BenchRequest, Subject
 from prune2deploy.bench.summary import summarise
-from prune2deploy.engines.capabilities import LayerTime
+from prune2deploy.engines.capabilities import LayerProfile, LayerTime
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_work import FileWork
 from prune2deploy.engines.onnxruntime.session import OrtRun
@@ -296,6 +296,21 @@ def test_an_engine_without_a_profiler_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(EngineError, match="does not tell how long its layers take"):
         take_profile(Timer(), tmp_path / "net.onnx", {}, whole_ns=1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [((), "tells no layer"), ((LayerTime(name="x", operator="Conv", latency_ns=0.0),), "less time than the profiler")],
+)
+def test_a_profiler_that_tells_nothing_is_no_profile(layers: tuple[LayerTime, ...], said: str, tmp_path: Path) -> None:
+    class Silent:
+        def run(self) -> None: ...
+
+        def profile_layers(self, runs: int) -> LayerProfile:
+            return LayerProfile(layers=layers, run_ns=None, told_by="nobody")
+
+    with pytest.raises(EngineError, match=said):
+        take_profile(Silent(), tmp_path / "net.onnx", {}, whole_ns=1.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
