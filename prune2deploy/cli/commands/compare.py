@@ -27,8 +27,7 @@ def compare(
 ) -> None:
     """Compare two measurements of one machine class, as speed-ups against each one's own dense model.
 
-    Leaves with 0 whatever changed, and with 12 where one of the two measurements is INVALID. To fail where something
-    became slower, use p2d bench --baseline.
+    Leaves with 0 whatever changed, with 12 where one is INVALID. To fail where a speed-up shrank: p2d bench --baseline.
     """
     request = CompareRequest(before=before, after=after, tolerance=tolerance)
     with working(quiet=quiet, verbose=verbose) as progress:
