@@ -38,6 +38,12 @@ def require_measured(request: BenchRequest, *, device: str) -> None:
         InputError: a claim names what is not measured, compares a file with itself, or needs FLOPs, labels, trained
             weights or an energy counter that are not there.
     """
+    if request.claim is not None and not any(request.is_claimed(subject.variant) for subject in request.subjects):
+        raise InputError(
+            f"there is nothing to compare {request.baseline} with",
+            where=f"--claim {request.claim}",
+            hint="measure a pruned variant or a second file",
+        )
     for claim in request.claims:
         _require_names(claim, request)
         targets = targets_of(claim, request)

@@ -361,6 +361,13 @@ def test_one_file_alone_can_be_held_to_a_latency() -> None:
         require_measured(replace(alone, claims=(Claim(kind="speedup", bound=2.0),)), device="a GPU")
 
 
+def test_a_speed_up_claimed_of_nothing_is_refused() -> None:
+    alone = request_with(claim=2.0)
+    with pytest.raises(InputError, match=r"^--claim 2\.0: there is nothing to compare dense with"):
+        require_measured(replace(alone, subjects=alone.subjects[:1]), device="CPU")
+    require_measured(alone, device="CPU")
+
+
 def test_sizes_and_accuracies_compare_across_precisions() -> None:
     request = request_with()
     smaller = tuple(replace(subject, precision="int8", file_bytes=1_000_000) for subject in request.subjects)
