@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prune2deploy.bench.across import Outcome
+from prune2deploy.bench.across import Change, Outcome
 from prune2deploy.bench.claim_kinds import SPEEDUP
 from prune2deploy.bench.claims import JudgedClaim, Verdict
 from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.result import Row
 from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
-from prune2deploy.report.across_tables import change_in_words, comparison_of
+from prune2deploy.report.across_tables import comparison_of
 from prune2deploy.report.claim_words import claim_label, finding, reason, spell_bound
 from prune2deploy.report.content import ReportContent, Setting, spell_setting
 from prune2deploy.report.figures import (
@@ -152,10 +152,22 @@ def _against_earlier(content: ReportContent) -> Iterator[str]:
     if comparison is None:
         return
     told = [change for change in comparison.changes if change.outcome is not Outcome.SAME]
-    for change in told:
-        yield f"Against the baseline: {change_in_words(change, comparison.tolerance)}."
+    yield from (_change_in_words(change, content) for change in told)
     if comparison.changes and not told:
-        yield f"Against the baseline no speed-up changed by more than {comparison.tolerance:.1%}."
+        yield f"Since the earlier measurement no speed-up changed by more than {comparison.tolerance:.1%}."
+
+
+def _change_in_words(change: Change, content: ReportContent) -> str:
+    setting = spell_setting((change.engine, change.precision, change.batch), content)
+    subject = f"the speed-up of {change.variant} at {setting}"
+    if change.outcome is Outcome.INVALID:
+        return f"Whether {subject} changed since the earlier measurement is INVALID: one of the two proves nothing."
+    if change.outcome is Outcome.UNDECIDED:
+        return f"Whether {subject} changed since the earlier measurement cannot be told."
+    return (
+        f"T{subject[1:]} {'grew' if change.outcome is Outcome.FASTER else 'shrank'} since the earlier "
+        f"measurement, from {spell_ratio(change.before)} to {spell_ratio(change.after)}."
+    )
 
 
 def _against_reduced(content: ReportContent) -> Iterator[str]:

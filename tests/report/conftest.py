@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prune2deploy.bench.across import Change, Outcome
 from prune2deploy.bench.attribution import with_attributions
 from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer
 from prune2deploy.bench.result import SCHEMA_VERSION, BenchResult
@@ -254,6 +255,30 @@ def make_manifest() -> MakeManifest:
             variants=variants,
             notes=("the target was met at 0.327 of the FLOPs",),
             finished=True,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_change() -> Callable[[Outcome], Change]:
+    def make(outcome: Outcome) -> Change:
+        return Change(
+            variant="pruned",
+            engine="ort-cpu",
+            precision="fp32",
+            batch=1,
+            before=3.0,
+            after=2.7,
+            estimate=0.9,
+            low=0.88,
+            high=0.92,
+            confidence=0.95,
+            p_value=0.001,
+            builds_before=5,
+            builds_after=5,
+            same_file=True,
+            outcome=outcome,
         )
 
     return make

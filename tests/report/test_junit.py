@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prune2deploy.bench.across import Change, Comparison, Outcome
+from prune2deploy.bench.across import Comparison, Outcome
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.junit import junit_report
 
@@ -85,25 +85,9 @@ def test_a_control_that_was_disturbed_says_why(make_manifest: Any, make_result: 
     [(Outcome.SLOWER, "failure"), (Outcome.FASTER, None), (Outcome.UNDECIDED, "skipped"), (Outcome.INVALID, "error")],
 )
 def test_a_comparison_with_a_baseline_fails_where_a_speedup_shrank(
-    outcome: Outcome, tag: str | None, make_manifest: Any, make_result: Any
+    outcome: Outcome, tag: str | None, make_manifest: Any, make_result: Any, make_change: Any
 ) -> None:
-    change = Change(
-        variant="pruned",
-        engine="ort-cpu",
-        precision="fp32",
-        batch=1,
-        before=3.0,
-        after=2.7,
-        estimate=0.9,
-        low=0.88,
-        high=0.92,
-        confidence=0.95,
-        p_value=0.001,
-        builds_before=5,
-        builds_after=5,
-        same_file=True,
-        outcome=outcome,
-    )
+    change = make_change(outcome)
     comparison = Comparison(tolerance=0.01, changes=(change,), baselines=(), differences={})
     result = replace(make_result(batches=(1,)), baseline_comparison=comparison.to_document())
     found = cases(read(ReportContent(manifest=make_manifest(), result=result)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from prune2deploy.bench.across import Comparison, Outcome
 from prune2deploy.bench.samples import BuildSamples, Cell
 from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent
@@ -15,6 +16,7 @@ from prune2deploy.report.protocol_tables import disturbed_table, protocol_table
 from prune2deploy.report.resource_tables import resources_table
 from prune2deploy.report.signal_plots import signal_plots
 from prune2deploy.report.speed_plots import build_ratios, distribution_plot, speedup_plot
+from prune2deploy.report.tables import report_tables
 from prune2deploy.report.verdict import summary_of
 
 
@@ -70,6 +72,29 @@ def test_every_dropped_round_is_listed_with_its_reason(full_content: ReportConte
     assert disturbed_table(full_content.result).rows == tuple(
         ("1", "fp32", batch, "0", "it waited 31.0% of the round for a CPU") for batch in ("1", "32")
     )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (
+            Outcome.SLOWER,
+            "The speed-up of pruned at batch 1 shrank since the earlier measurement, from 3.00× to 2.70×.",
+        ),
+        (Outcome.FASTER, "The speed-up of pruned at batch 1 grew since the earlier measurement, from 3.00× to 2.70×."),
+        (Outcome.SAME, "Since the earlier measurement no speed-up changed by more than 1.0%."),
+        (Outcome.UNDECIDED, "Whether the speed-up of pruned at batch 1 changed since the earlier measurement cannot"),
+        (Outcome.INVALID, "Whether the speed-up of pruned at batch 1 changed since the earlier measurement is INVALID"),
+    ],
+)
+def test_the_page_says_first_what_changed_since_an_earlier_measurement(
+    outcome: Outcome, told: str, make_manifest: Any, make_result: Any, make_change: Any
+) -> None:
+    comparison = Comparison(tolerance=0.01, changes=(make_change(outcome),), baselines=(), differences={})
+    result = replace(make_result(batches=(1,)), baseline_comparison=comparison.to_document())
+    content = ReportContent(manifest=make_manifest(), result=result)
+    assert any(sentence.startswith(told) for sentence in summary_of(content).sentences)
+    assert "across" in {table.key for table in report_tables(content)}
 
 
 def test_a_great_many_dropped_rounds_are_counted_and_not_all_listed(make_result: Any) -> None:
