@@ -36,6 +36,15 @@ CAUSES_IN_WORDS: Mapping[Cause, str] = {
     Cause.OTHER: "layers of unknown work",
 }
 
+_GAINS_IN_WORDS: Mapping[Cause, str] = {
+    Cause.MISALIGNED: "better aligned widths",
+    Cause.RATE: "smaller layers' higher rate",
+    Cause.PLACEMENT: "FLOPs removed where dear",
+    Cause.MEMORY: "memory-bound layers that shrank more than the FLOPs",
+    Cause.REFORMAT: "less reformatting",
+    Cause.BETWEEN: "less time between the layers",
+    Cause.OTHER: "layers of unknown work",
+}
 _WORTH_A_WORD = 0.01
 _CAUSE_OF_KIND = {Kind.MEMORY: Cause.MEMORY, Kind.REFORMAT: Cause.REFORMAT, Kind.OTHER: Cause.OTHER}
 
@@ -249,7 +258,7 @@ def _attributed(row: Row, base: Row | None) -> Row:
 def in_words(found: Attribution) -> str:
     """One sentence: the yield, and where at least a hundredth of the time went, the largest part first."""
     lost = [f"{share:.0%} {CAUSES_IN_WORDS[cause]}" for cause, share in found.falling if share >= _WORTH_A_WORD]
-    gained = [f"{-share:.0%} {CAUSES_IN_WORDS[cause]}" for cause, share in found.falling if share <= -_WORTH_A_WORD]
+    gained = [f"{-share:.0%} {_GAINS_IN_WORDS[cause]}" for cause, share in found.falling if share <= -_WORTH_A_WORD]
     parts = [f"lost to {', '.join(lost)}"] if lost else []
     parts += [f"gained by {', '.join(reversed(gained))}"] if gained else []
     rest = f": of its time {'; '.join(parts)}" if parts else ""

@@ -217,6 +217,15 @@ def test_a_layer_that_became_bound_by_memory_counts_as_that_in_both() -> None:
     assert losses[Cause.RATE] == losses[Cause.PLACEMENT] == 0
 
 
+def test_a_gain_is_told_as_one() -> None:
+    dense = profile(layer("a", 100, flops=100), run_ns=100)
+    pruned = profile(layer("a", 40, flops=50), run_ns=45)
+    found = attribute(pruned, dense, flops_fraction=0.5, speedup=100 / 45)
+    assert in_words(found) == (
+        "yield 1.11: of its time lost to 11% time between the layers; gained by 22% smaller layers' higher rate"
+    )
+
+
 def test_layers_that_only_one_variant_has_are_counted_and_told() -> None:
     dense = profile(layer("a", 50, flops=50), layer("b", 50, flops=50), run_ns=100)
     shorter = profile(layer("a", 50, flops=50), run_ns=50)
