@@ -56,7 +56,7 @@ _KINDS: Mapping[str, Words] = {
     ),
     claim_kinds.LATENCY: Words(
         label="latency",
-        clause="{variant} takes {figure} ({percentile})",
+        clause="{variant} takes {figure} {percentile}",
         spell=_milliseconds,
         ends=_ends(_milliseconds),
     ),
@@ -178,7 +178,7 @@ def _clause(claim: JudgedClaim, figure: str) -> str:
     against = claim.against or ""
     if (claim.against_precision or claim.precision) != claim.precision:
         against = f"{against} at {claim.against_precision}"
-    percentile = "median" if claim.percentile in (None, 50) else f"{claim.percentile}th percentile"
+    percentile = "in the median" if claim.percentile in (None, 50) else f"at the {claim.percentile}th percentile"
     return _KINDS[claim.kind].clause.format(
         variant=claim.variant, figure=figure, against=against, percentile=percentile
     )

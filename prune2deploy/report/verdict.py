@@ -64,7 +64,9 @@ def summary_of(content: ReportContent) -> Summary:
 
 def claim_in_words(claim: JudgedClaim, content: ReportContent) -> str:
     """One claim, its verdict and why."""
-    promised = f"the claimed {spell_bound(claim)}" if claim.asked else f"the {spell_bound(claim)} its FLOPs imply"
+    promised = (
+        f"the claim of {spell_bound(claim)}" if claim.asked else f"the {spell_ratio(claim.claim)} its FLOPs imply"
+    )
     setting = spell_setting((claim.engine, claim.precision, claim.batch), content)
     found = f"At {setting}, {finding(claim)}" if setting else _capital(finding(claim))
     named = f"“{claim.name}”: " if claim.name else ""
@@ -194,7 +196,9 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
     if found is not None and content.result is not None:
         setting, interval = found
         ends = spell_interval(interval.low, interval.high)
-        sure = "no interval" if interval.low is None else f"{ends} at {interval.confidence:.0%}"
+        sure = (
+            "no interval" if interval.low is None else f"{ends} at {interval.confidence:.0%}, {interval.builds} builds"
+        )
         yield Tile(
             label=f"speed-up, {spell_setting(setting, content)}",
             value=spell_ratio(interval.estimate),

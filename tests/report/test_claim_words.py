@@ -28,7 +28,7 @@ FIGURES = {
 }
 WORDS = {
     "speedup": ("pruned reaches at least 2.00× the speed of dense", "2.50×", "2.40 to 2.60"),
-    "latency_ms": ("pruned takes at most 4.00 ms (90th percentile)", "3.20 ms", "3.10 ms to 3.30 ms"),
+    "latency_ms": ("pruned takes at most 4.00 ms at the 90th percentile", "3.20 ms", "3.10 ms to 3.30 ms"),
     "throughput_per_s": ("pruned takes in at least 1.20 k inputs/s", "1.50 k inputs/s", "1.40 k to 1.60 k"),
     "yield": ("pruned has a yield of at least 0.80", "0.90", "0.85 to 0.95"),
     "accuracy": ("pruned has an accuracy of at least 97.0%", "98.6%", "97.2% to 99.4%"),
@@ -103,7 +103,7 @@ def test_the_report_says_each_claim_in_a_sentence_and_a_row(key: str, make_manif
     sentence = claim_in_words(claim, content)
     assert sentence.startswith("“as promised”: ")
     assert measured in sentence
-    assert f"the claimed {spell_bound(claim)} is CONFIRMED: {claim.reason}." in sentence
+    assert f"the claim of {spell_bound(claim)} is CONFIRMED: {claim.reason}." in sentence
     assert spell_bound(claim) in promised
     assert sentence in summary_of(content).sentences
     assert content.result is not None
