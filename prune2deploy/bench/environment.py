@@ -1,5 +1,6 @@
 """What the machine is, so that a figure can be judged and two machines are never compared by accident."""
 
+import datetime
 import functools
 import os
 import platform
@@ -30,11 +31,13 @@ _PACKAGES = (
 def describe_environment(*, threads: int, cpus: Sequence[int] | None) -> dict[str, Any]:
     """Everything about this machine that could explain a figure, as JSON values; null where it is not known.
 
-    ``threads`` and ``cpus`` are those the measurement uses. Memory is in bytes, frequencies in MHz.
+    ``threads`` and ``cpus`` are those the measurement uses. Memory is in bytes, frequencies in MHz. ``measured_at`` is
+    when it begins, by ISO 8601.
     """
     memory = psutil.virtual_memory()
     gpu = gpu_description()
     return {
+        "measured_at": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
         "machine_class": machine_class(),
         "cpu": cpu_name(),
         "cores_physical": psutil.cpu_count(logical=False),

@@ -83,10 +83,12 @@ def json_for_script(document: dict[str, Any]) -> str:
 def _kicker(content: ReportContent) -> str:
     """What and when, over the headline."""
     manifest = content.manifest
+    measured = None if content.result is None else content.result.environment.get("measured_at")
+    when = "" if measured is None else f"measured {spell_moment(measured)}"
     if manifest is None:
-        return content.title
+        return ", ".join(part for part in (content.title, when) if part)
     data = f" on {manifest.data}" if manifest.data else ""
-    return f"{manifest.model}{data}, {spell_moment(manifest.created)}"
+    return f"{manifest.model}{data}, {when or spell_moment(manifest.created)}"
 
 
 def _for_template(plot: Plot) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from prune2deploy.bench.across import Comparison, Outcome
 from prune2deploy.bench.samples import BuildSamples, Cell
 from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent
+from prune2deploy.report.html import html_report
 from prune2deploy.report.measured_tables import controls_table
 from prune2deploy.report.plots import measuring_plots, report_plots
 from prune2deploy.report.protocol_tables import disturbed_table, protocol_table
@@ -135,6 +136,19 @@ def test_a_measurement_that_was_disturbed_heads_the_page_as_such(make_manifest: 
 def test_a_control_that_failed_heads_the_page(make_manifest: Any, make_result: Any) -> None:
     summary = summary_of(ReportContent(manifest=make_manifest(), result=make_result(control_ratio=1.3)))
     assert summary.headline.endswith("on ort-cpu at batch 1: two copies of dense differed")
+
+
+def test_the_page_says_when_it_was_measured_and_on_how_many_builds(make_manifest: Any, make_result: Any) -> None:
+    result = make_result(builds=7)
+    moment = {**result.environment, "measured_at": "2026-02-01T09:30:00+00:00"}
+    alone = ReportContent(manifest=None, result=replace(result, environment=moment))
+    assert "dense-fp32.onnx, pruned-fp32.onnx, reduced-fp32.onnx, measured 1 February 2026, 09:30 UTC" in html_report(
+        alone
+    )
+    of_run = replace(alone, manifest=make_manifest())
+    assert "small-wide on digits, measured 1 February 2026, 09:30 UTC" in html_report(of_run)
+    assert "small-wide on digits, 31 January 2026" in html_report(replace(of_run, result=result))
+    assert summary_of(of_run).tiles[0].detail.endswith("at 95%, 7 builds")
 
 
 def test_each_build_is_a_ratio_against_the_baseline_of_the_same_build(make_manifest: Any, make_result: Any) -> None:
