@@ -92,7 +92,7 @@ def peak_memory_bytes(job: BuildJob, engine: Engine) -> int:
         bundle=subject.bundle,
         tensorrt=TensorRTOptions(timing_cache=False),
     )
-    with host_meter() if device.startswith("CPU") else _gpu_meter() as meter:
+    with host_meter() if device.startswith("CPU") else gpu_meter() as meter:
         built = engine.build(subject.onnx_path, options)
         try:
             peak = meter()
@@ -125,7 +125,12 @@ def host_meter() -> Iterator[Meter]:
 
 
 @contextmanager
-def _gpu_meter() -> Iterator[Meter]:
+def gpu_meter() -> Iterator[Meter]:
+    """Measure how far the memory in use on the GPU lies above what it is now.
+
+    Raises:
+        EngineError: there is no GPU that could be told from others, or it does not tell.
+    """
     gpu = open_gpu()
     before = None if gpu is None else gpu.memory_used_bytes()
     if gpu is None or before is None:

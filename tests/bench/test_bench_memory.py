@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from prune2deploy.bench.claim_kinds import Claim
 from prune2deploy.bench.claimed import memory_subjects
 from prune2deploy.bench.jobs import BuildJob
-from prune2deploy.bench.memory import host_meter, measure_memory, peak_memory_bytes
+from prune2deploy.bench.memory import gpu_meter, host_meter, measure_memory, peak_memory_bytes
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
-from prune2deploy.engines.registry import engine_named
-from prune2deploy.errors import InputError
+from prune2deploy.engines.registry import best_engine, engine_named
+from prune2deploy.errors import EngineError, InputError
 
 MEGABYTE = 10**6
 WIDTH = 2048
@@ -72,6 +72,20 @@ def test_memory_is_measured_of_what_is_claimed_or_of_all(tmp_path: Path) -> None
     claimed = replace(request, claims=(Claim(kind="memory_mb", bound=1.0), Claim(kind="size_mb", bound=1.0)))
     assert memory_subjects(claimed) == (subjects[1],)
     assert memory_subjects(replace(request, options=BenchOptions(memory=True))) == tuple(subjects)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver")
+def test_a_gpu_that_does_not_tell_its_memory_is_an_engine_error() -> None:
+    with pytest.raises(EngineError, match="--memory: the GPU does not tell"), gpu_meter():
+        pass
+
+
+@pytest.mark.gpu
+def test_an_engine_on_the_gpu_takes_at_least_its_weights_there(tmp_path: Path) -> None:
+    subject = write_layers(tmp_path / "large.onnx", layers=4)
+    request = replace(request_of(subject), engine=best_engine("fp32").name)
+    ((peak,),) = measure_memory(request, (subject,), None, repetitions=1).values()
+    assert peak >= 4 * WIDTH * WIDTH * 4
 
 
 def test_an_engine_that_cannot_be_built_says_so(tmp_path: Path) -> None:
