@@ -156,8 +156,8 @@ def _of_all(shown: Sequence[_Pair], pairs: Sequence[_Pair]) -> str:
     own = sum(pair.own_ns or 0 for pair in pairs)
     share = sum(pair.own_ns or 0 for pair in shown) / own if own else 0.0
     return (
-        f"{len(shown)} of {len(pairs)} layers, {share:.0%} of the layers' time; shares of a profiled run, scaled to "
-        "the median of the timed runs."
+        f"{len(shown)} of the {len(pairs)} layers of both, {share:.0%} of the layers' time here; shares of a profiled "
+        "run, scaled to the median of the timed runs."
     )
 
 

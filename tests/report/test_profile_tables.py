@@ -90,7 +90,7 @@ def test_the_slowest_layers_stand_beside_those_of_dense(profiled: BenchResult) -
     name, bound, _, _, ratio, kept, widths = layers.rows[0]
     assert (name, bound, kept, widths) == ("<conv19>", "compute", "31.2%", "64×64 → 64×20")
     assert float(ratio.removesuffix("×")) > 1
-    assert f"{LISTED_LAYERS} of 23 layers" in layers.note
+    assert f"{LISTED_LAYERS} of the 23 layers of both" in layers.note
 
 
 def test_a_layer_without_counterpart_leaves_the_other_side_open(profiled: BenchResult) -> None:
