@@ -84,7 +84,7 @@ def change_in_words(change: Change, tolerance: float) -> str:
             if change.low is None
             else "whether its speed-up changed cannot be told"
         ),
-        Outcome.INVALID: "two copies of one model differed in one of the two measurements, so nothing can be said",
+        Outcome.INVALID: "one of the two measurements was disturbed, or its control failed, so nothing can be said",
     }[change.outcome]
     return f"{change.outcome.value}: {where}: {meaning} ({measured})"
 
