@@ -97,6 +97,13 @@ class ReportContent:
             return ()
         return tuple(row for row in self.result.rows if (row.engine, row.precision, row.batch) == setting)
 
+    def invalid_because(self, setting: Setting) -> str | None:
+        """Why nothing can be concluded at a setting; None where something can, or where no control tells."""
+        for control in self.result.controls if self.result is not None else ():
+            if (control.engine, control.precision, control.batch) == setting and control.valid is False:
+                return control.disturbed or f"two copies of {self.baseline} differed"
+        return None
+
     @property
     def subject(self) -> str:
         """The variant that the report is about: ``pruned``, else the first that is not the baseline."""

@@ -31,7 +31,7 @@ _Key = tuple[str, str, str, int]
 def speedup_plot(content: ReportContent) -> Plot | None:
     """Speed-ups with their intervals, the ratio of every build as a dot below; the line at 1 means no difference."""
     shown = [
-        (f"{shortened(row.variant)}\n{spell_setting(setting, content)}", row, interval)
+        (f"{shortened(row.variant)}\n{_spell_validity(setting, content)}", row, interval)
         for setting in content.settings
         for row in content.rows_at(setting)
         if (interval := row.speedup_against(content.baseline)) is not None
@@ -93,6 +93,11 @@ def build_ratios(content: ReportContent, row: Row) -> list[float]:
         if other.variant == content.baseline and len(other.build_medians_ns) == len(row.build_medians_ns):
             return [base / own for base, own in zip(other.build_medians_ns, row.build_medians_ns, strict=True)]
     return []
+
+
+def _spell_validity(setting: Setting, content: ReportContent) -> str:
+    spelled = spell_setting(setting, content)
+    return spelled if content.invalid_because(setting) is None else f"{spelled}, INVALID"
 
 
 def _claimed_ratios(content: ReportContent) -> dict[_Key, list[float]]:

@@ -98,7 +98,7 @@ def _headline(content: ReportContent) -> str:
         return _capital(f"{baseline} was measured, with nothing to compare it with")
     (engine, _, _), interval = found
     subject, where = _called(content.subject), f"on {engine} at {spell_setting(found[0], content)}"
-    invalid = _invalid(content, found[0])
+    invalid = content.invalid_because(found[0])
     if invalid is not None:
         return f"Nothing can be said of {subject} {where}: {invalid}"
     if interval.low is None or interval.high is None:
@@ -108,14 +108,6 @@ def _headline(content: ReportContent) -> str:
     if interval.high < 1:
         return _capital(f"{subject} is slower than {baseline}: {spell_ratio(interval.estimate)} its speed {where}")
     return f"No difference in speed between {subject} and {baseline} can be shown {where}"
-
-
-def _invalid(content: ReportContent, setting: Setting) -> str | None:
-    """Why no verdict can rest on what was measured at a setting; None where one can, or where that is not known."""
-    for control in content.result.controls if content.result is not None else ():
-        if (control.engine, control.precision, control.batch) == setting and control.valid is False:
-            return control.disturbed or f"two copies of {content.baseline} differed"
-    return None
 
 
 def _called(variant: str) -> str:
@@ -177,6 +169,8 @@ def _against_reduced(content: ReportContent) -> Iterator[str]:
     if content.subject == REDUCED:
         return
     for setting in content.settings:
+        if content.invalid_because(setting) is not None:
+            continue
         for row in content.rows_at(setting):
             interval = row.speedup_against(REDUCED)
             if row.variant != content.subject or interval is None or interval.low is None or interval.high is None:
@@ -202,7 +196,7 @@ def _tiles(content: ReportContent) -> Iterator[Tile]:
         yield Tile(
             label=f"speed-up, {spell_setting(setting, content)}",
             value=spell_ratio(interval.estimate),
-            detail="INVALID" if _invalid(content, setting) is not None else sure,
+            detail="INVALID" if content.invalid_because(setting) is not None else sure,
         )
         row = next(row for row in content.rows_at(setting) if row.variant == content.subject)
         yield Tile(

@@ -130,6 +130,10 @@ def test_a_measurement_that_was_disturbed_heads_the_page_as_such(make_manifest: 
         "Nothing can be said of the pruned model on ort-cpu at batch 1: 11 of 12 rounds were disturbed"
     )
     assert summary.tiles[0].detail == "INVALID"
+    assert not any("plainly narrower" in sentence for sentence in summary.sentences)
+    plot = speedup_plot(ReportContent(manifest=make_manifest(), result=result))
+    assert plot is not None
+    assert plot.svg.count("batch 1, INVALID</text>") == 2
     assert controls_table(result).rows[0][-1] == "INVALID: 11 of 12 rounds were disturbed"
 
 
