@@ -11,7 +11,8 @@ from prune2deploy.bench.signals import TICK_SECONDS
 
 Signals = Mapping[str, float | None]
 
-# On an idle machine threads wait 0.02% to 0.3% of a round for a CPU, beside one busy loop 50%.
+# Pinned to a quiet CPU threads wait 0.0% to 0.3% of a round, two threads on two CPUs up to 1.7% for each other; beside
+# one busy loop 50%.
 RUN_DELAY_SHARE = 0.02
 # Less than this is how long waking a thread takes, and no neighbour: it matters in rounds below 50 ms only.
 RUN_DELAY_SECONDS = 0.001
