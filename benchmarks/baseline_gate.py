@@ -3,8 +3,8 @@
     python benchmarks/baseline_gate.py
 
 Draws the medians of builds that differ by chance alone (normal on the logarithms, dense and every variant by
-themselves), twice, and lets ``bench.across`` compare the two; nothing is timed. In the cells with a regression the
-first of the rows is slower by it in the second measurement. Prints a table and writes
+themselves), twice, and lets ``bench.across.changes`` compare the two; nothing is timed. In the cells with a regression
+the first of the rows is slower by it in the second measurement. Prints a table and writes
 benchmarks/results/baseline_gate.json.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from prune2deploy.bench.across import DEFAULT_TOLERANCE, Outcome, compare_results
-from prune2deploy.bench.compare import Percentiles, builds_needed
+from prune2deploy.bench.across.changes import DEFAULT_TOLERANCE, Outcome, compare_results
 from prune2deploy.bench.result import BenchResult, Row
+from prune2deploy.bench.statistics.intervals import Percentiles, builds_needed
 from prune2deploy.storage import write_json
 
 RESULT = Path(__file__).parent / "results" / "baseline_gate.json"

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from harness_networks import CHANNELS, SIZE, write_chain
 
-from prune2deploy.bench.affinity import allowed_cpus
-from prune2deploy.bench.disturbance import disturbed_rounds
-from prune2deploy.bench.environment import describe_environment
-from prune2deploy.bench.signals import SignalReader
+from prune2deploy.bench.machine.affinity import allowed_cpus
+from prune2deploy.bench.machine.disturbance import disturbed_rounds
+from prune2deploy.bench.machine.environment import describe_environment
+from prune2deploy.bench.machine.signals import SignalReader
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.storage import write_json

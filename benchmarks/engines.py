@@ -38,7 +38,7 @@ from engines_cells import (
 from engines_networks import NETWORKS
 from engines_table import line_of, tables
 
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.engines.engine import PRECISIONS
 from prune2deploy.storage import read_json, write_json
 

@@ -17,10 +17,10 @@ from cell_process import CellProcess
 from engines_cells import INT8, export_cell, limit_threads, onnx_file, prepare_cell, style_for_engine
 from engines_networks import EVALUATION
 
-from prune2deploy.bench.affinity import pick_cpus, pin
-from prune2deploy.bench.compare import control_passes, ratio_interval
-from prune2deploy.bench.schedule import build_order, round_orders
-from prune2deploy.bench.timing import collection_paused, iterations_for, time_block, warm_up
+from prune2deploy.bench.machine.affinity import pick_cpus, pin
+from prune2deploy.bench.statistics.intervals import control_passes, ratio_interval
+from prune2deploy.bench.timed.schedule import build_order, round_orders
+from prune2deploy.bench.timed.timing import collection_paused, iterations_for, time_block, warm_up
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.evaluation import EvaluationSet

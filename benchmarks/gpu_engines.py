@@ -32,7 +32,7 @@ from engines_cells import (
 )
 from engines_networks import EVALUATION
 
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
 from prune2deploy.engines.registry import all_engines, engine_named

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.trace import export_program, trace, trace_program

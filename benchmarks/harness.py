@@ -28,11 +28,11 @@ from harness_load import KINDS, competing_load
 from harness_networks import BASE_LAYERS, KNOWN, SAME_LAYERS, SMALL_LAYERS, write_chain
 from harness_table import tables
 
-from prune2deploy.bench.affinity import allowed_cpus
-from prune2deploy.bench.compare import Interval
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.affinity import allowed_cpus
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import BenchResult
+from prune2deploy.bench.statistics.intervals import Interval
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
 from prune2deploy.storage import read_json, sha256_of_file, write_json
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from prune2deploy.bench.affinity import pick_cpus, pin
-from prune2deploy.bench.timing import collection_paused, time_block
+from prune2deploy.bench.machine.affinity import pick_cpus, pin
+from prune2deploy.bench.timed.timing import collection_paused, time_block
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named
 

@@ -9,8 +9,8 @@ import numpy as np
 from harness_load import KINDS
 from harness_networks import KNOWN
 
-from prune2deploy.bench.claims import Verdict, judge
-from prune2deploy.bench.compare import Interval, ratio_interval
+from prune2deploy.bench.claims.verdicts import Verdict, judge
+from prune2deploy.bench.statistics.intervals import Interval, ratio_interval
 
 _FALSE_CLAIM = 1.02
 _NAIVE_DIFFERENCE = 0.01

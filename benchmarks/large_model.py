@@ -27,7 +27,7 @@ GIB = 2**30
 
 def main() -> None:
     """Measure, print, write."""
-    from prune2deploy.bench.environment import describe_environment
+    from prune2deploy.bench.machine.environment import describe_environment
     from prune2deploy.storage import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

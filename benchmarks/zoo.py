@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from zoo_networks import architectures, built
 from zoo_table import TOOK_OVER, line_of, table_of
 
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.errors import P2DError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask

@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from prune2deploy.bench.affinity import pick_cpus
-from prune2deploy.bench.claimed import memory_subjects, require_measured
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.aside.memory import measure_memory
+from prune2deploy.bench.claims.targets import memory_subjects, require_measured
 from prune2deploy.bench.jobs import BuildJob, Tell
-from prune2deploy.bench.memory import measure_memory
+from prune2deploy.bench.machine.affinity import pick_cpus
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.bench.process import run_build
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.bench.samples import BuildSamples
-from prune2deploy.bench.stopping import affordable_builds, builds_wanted
+from prune2deploy.bench.statistics.stopping import affordable_builds, builds_wanted
 from prune2deploy.bench.subjects import BenchRequest
 from prune2deploy.bench.summary import summarise
 from prune2deploy.engines.engine import Engine

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from prune2deploy.bench.energy import notes_on_energy
-from prune2deploy.bench.profiling import notes_on_profiles
+from prune2deploy.bench.aside.energy import notes_on_energy
+from prune2deploy.bench.aside.profiling import notes_on_profiles
 from prune2deploy.bench.result import Control, Row
 from prune2deploy.bench.samples import BuildSamples
-from prune2deploy.bench.stopping import builds_wanted
+from prune2deploy.bench.statistics.stopping import builds_wanted
 from prune2deploy.bench.subjects import MINIMUM_BUILDS_FOR_AN_INTERVAL, BenchRequest
 from prune2deploy.engines.census import Census
 

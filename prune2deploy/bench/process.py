@@ -16,7 +16,7 @@ from prune2deploy.bench.samples import BuildSamples
 from prune2deploy.errors import EngineError, P2DError
 from prune2deploy.storage import read_json, write_json
 
-WORKER = (sys.executable, "-P", "-m", "prune2deploy.bench.worker")
+WORKER = (sys.executable, "-P", "-m", "prune2deploy.bench.timed.worker")
 
 _GRACE_SECONDS = 5.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

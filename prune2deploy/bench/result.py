@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prune2deploy.bench.claims import JudgedClaim, Verdict
-from prune2deploy.bench.compare import Interval, Percentiles
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict
 from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.bench.statistics.intervals import Interval, Percentiles
 from prune2deploy.engines.census import Census
 from prune2deploy.errors import InputError
 from prune2deploy.storage import read_json, write_bytes, write_json
@@ -38,15 +38,15 @@ class Row:
     ``parity_max_error`` is ‖y − ref‖/‖ref‖ against the torch model; ``agreement`` is the share of reference images on
     which an int8 row names the class that the model names, None for other precisions. ``census`` is the document of an
     ``engines.census.Census`` of the engine, None where it could not tell.
-    ``build_medians_ns`` has one figure a build, what its scenario judges (``bench.figures``); ``distribution_ns`` the
-    quantiles 0, 2.5%, ..., 100% of all runs. Offline, ``latency_ns`` is a batch's share of the time of each queue.
-    ``flop_yield`` (``yield`` in the document) is the speed-up against dense times ``flops_fraction``: 1 means that
-    every FLOP removed was paid out as time.
+    ``build_medians_ns`` has one figure a build, what its scenario judges (``bench.statistics.figures``);
+    ``distribution_ns`` the quantiles 0, 2.5%, ..., 100% of all runs. Offline, ``latency_ns`` is a batch's share of the
+    time of each queue. ``flop_yield`` (``yield`` in the document) is the speed-up against dense times
+    ``flops_fraction``: 1 means that every FLOP removed was paid out as time.
 
     None where it was not measured or the engine cannot tell: ``device_ns`` is the time on the device alone (CUDA
     events) and ``copy_ns`` that of copying the inputs there, which ``latency_ns`` does not hold; ``memory_bytes`` the
     peak that loading and running added to a process; ``energy_joules`` that of one input; ``correct`` of ``evaluated``
-    inputs got their label through the engine; ``profile`` is the document of a ``bench.profile.Profile``.
+    inputs got their label through the engine; ``profile`` is the document of a ``bench.aside.profile.Profile``.
     ``file_bytes`` is the ONNX file with its external data.
     """
 
@@ -111,8 +111,8 @@ class Control:
 class BenchResult:
     """Everything a benchmark found. ``samples`` is empty where the document was read without them.
 
-    ``baseline_comparison`` is the document of a ``bench.across.Comparison`` with an earlier result, under "file" its
-    path; None where none was asked for.
+    ``baseline_comparison`` is the document of a ``bench.across.changes.Comparison`` with an earlier result, under
+    "file" its path; None where none was asked for.
     """
 
     environment: Mapping[str, Any]

@@ -88,8 +88,8 @@ class BuildSamples:
     reference outputs), details. ``accuracies`` maps "variant/precision" to top-1 accuracy through the engine.
     ``answers`` has one character an image under the same key, in the order of the evaluation set: 1 where the engine
     named its label, else 0. ``memory_bytes`` are the peaks that fresh processes of their own took, also under that key;
-    they lie with the first build, as do ``profiles``, the entries of ``bench.profiling.profiles_of``.
-    ``energies``, those of ``bench.energy.energies_of``, lie with the first few. ``minimum_seconds`` is how
+    they lie with the first build, as do ``profiles``, the entries of ``bench.aside.profiling.profiles_of``.
+    ``energies``, those of ``bench.aside.energy.energies_of``, lie with the first few. ``minimum_seconds`` is how
     long the shortest useful build of this kind would take.
     """
 

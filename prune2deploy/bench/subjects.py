@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prune2deploy.bench.claim_kinds import Claim
+from prune2deploy.bench.claims.kinds import Claim
 from prune2deploy.errors import InputError
 
 DENSE = "dense"

@@ -5,17 +5,23 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from prune2deploy.bench.attribution import with_attributions
-from prune2deploy.bench.compare import CONTROL_CONFIDENCE, control_passes, distribution, percentiles, ratio_interval
-from prune2deploy.bench.energy import energy_found
-from prune2deploy.bench.figures import latencies_ns, percentiles_of, throughput_per_s
-from prune2deploy.bench.judging import judge_claims
+from prune2deploy.bench.aside.attribution import with_attributions
+from prune2deploy.bench.aside.energy import energy_found
+from prune2deploy.bench.aside.profiling import profile_found
+from prune2deploy.bench.claims.judging import judge_claims
 from prune2deploy.bench.notes import notes_on
-from prune2deploy.bench.profiling import profile_found
 from prune2deploy.bench.result import BenchResult, Control, Row, Speedup
 from prune2deploy.bench.samples import COPY, DEVICE, BuildSamples
-from prune2deploy.bench.setting import Setting
-from prune2deploy.bench.stopping import builds_wanted
+from prune2deploy.bench.statistics.figures import latencies_ns, percentiles_of, throughput_per_s
+from prune2deploy.bench.statistics.intervals import (
+    CONTROL_CONFIDENCE,
+    control_passes,
+    distribution,
+    percentiles,
+    ratio_interval,
+)
+from prune2deploy.bench.statistics.setting import Setting
+from prune2deploy.bench.statistics.stopping import builds_wanted
 from prune2deploy.bench.subjects import BenchRequest, Subject
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnx import TensorProto
 
-from prune2deploy.bench.inputs import batch_of, fixed_batch, shapes_at, spelled_input
 from prune2deploy.bench.subjects import BATCHES, DEFAULT_BATCHES, Subject
+from prune2deploy.bench.timed.inputs import batch_of, fixed_batch, shapes_at, spelled_input
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.engines.onnx_file import (
     OnnxFile,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 
-from prune2deploy.bench.claim_kinds import ENERGY, Claim
-from prune2deploy.bench.claims import exit_code
-from prune2deploy.bench.claims_file import read_claims
+from prune2deploy.bench.claims.file import read_claims
+from prune2deploy.bench.claims.kinds import ENERGY, Claim
+from prune2deploy.bench.claims.verdicts import exit_code
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.result import write_result
 from prune2deploy.bench.subjects import DEFAULT_BATCHES, BenchOptions, Subject, require_batches

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prune2deploy.bench.across import Comparison, compare_results, failed_settings
-from prune2deploy.bench.comparable import Conditions, require_comparable
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.across.changes import Comparison, compare_results, failed_settings
+from prune2deploy.bench.across.comparable import Conditions, require_comparable
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.bench.result import RESULT_FILE, BenchResult, read_result
 from prune2deploy.bench.subjects import BenchRequest as Measurement
 from prune2deploy.errors import InputError

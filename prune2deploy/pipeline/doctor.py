@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from prune2deploy.bench.environment import cpu_name, gpu_description, versions
+from prune2deploy.bench.machine.environment import cpu_name, gpu_description, versions
 from prune2deploy.engines.engine import Engine
 from prune2deploy.engines.registry import all_engines
 from prune2deploy.pipeline.outcomes import DoctorOutcome

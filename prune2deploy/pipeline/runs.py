@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prune2deploy.bench.environment import versions
+from prune2deploy.bench.machine.environment import versions
 from prune2deploy.errors import InputError, P2DError, StorageError
 from prune2deploy.model.spec import ModelSpec
 from prune2deploy.processes import count, gathered, is_main, on_main

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from prune2deploy.bench.across import Change, Comparison, Outcome
-from prune2deploy.bench.comparable import Key
+from prune2deploy.bench.across.changes import Change, Comparison, Outcome
+from prune2deploy.bench.across.comparable import Key
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.report.figures import NOTHING, spell_latency, spell_ratio
 from prune2deploy.report.table import Table

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prune2deploy.bench import claim_kinds
-from prune2deploy.bench.claims import JudgedClaim, reason_for
+from prune2deploy.bench.claims import kinds as claim_kinds
+from prune2deploy.bench.claims.verdicts import JudgedClaim, reason_for
 from prune2deploy.report.figures import (
     NOTHING,
     spell_bytes,

@@ -10,8 +10,8 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from prune2deploy import __version__
-from prune2deploy.bench.across import Change, Outcome
-from prune2deploy.bench.claims import JudgedClaim, Verdict
+from prune2deploy.bench.across.changes import Change, Outcome
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict
 from prune2deploy.bench.result import BenchResult, Control
 from prune2deploy.report.across_tables import change_in_words, comparison_of
 from prune2deploy.report.claim_words import promise

@@ -1,7 +1,7 @@
 """Tables of a measurement beside its speeds: verdicts, controls, and what the engines compute in."""
 
-from prune2deploy.bench.compare import Interval
 from prune2deploy.bench.result import BenchResult
+from prune2deploy.bench.statistics.intervals import Interval
 from prune2deploy.report.claim_words import claim_label, spell_bound, spell_ends, spell_measured
 from prune2deploy.report.figures import NOTHING, spell_error, spell_percent
 from prune2deploy.report.speed_table import speed_table

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from prune2deploy.bench.attribution import attribution_of
-from prune2deploy.bench.profile import Kind, Profile
+from prune2deploy.bench.aside.attribution import attribution_of
+from prune2deploy.bench.aside.profile import Kind, Profile
 from prune2deploy.bench.result import Row
 from prune2deploy.report.canvas import (
     ACCENT,

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prune2deploy.bench.attribution import CAUSES_IN_WORDS, Attribution, attribution_of, in_words, leading_node
-from prune2deploy.bench.profile import Profile, ProfiledLayer
+from prune2deploy.bench.aside.attribution import CAUSES_IN_WORDS, Attribution, attribution_of, in_words, leading_node
+from prune2deploy.bench.aside.profile import Profile, ProfiledLayer
 from prune2deploy.bench.result import BenchResult, Row
 from prune2deploy.report.figures import NOTHING, spell_latency, spell_percent, spell_ratio
 from prune2deploy.report.table import Table

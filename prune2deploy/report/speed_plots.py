@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from prune2deploy.bench.claim_kinds import SPEEDUP
+from prune2deploy.bench.claims.kinds import SPEEDUP
 from prune2deploy.bench.result import Row
 from prune2deploy.bench.subjects import OFFLINE
 from prune2deploy.report.canvas import (

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prune2deploy.bench.compare import Interval, Percentiles
 from prune2deploy.bench.result import BenchResult, Row
+from prune2deploy.bench.statistics.intervals import Interval, Percentiles
 from prune2deploy.bench.subjects import BATCHES, OFFLINE, SINGLE_STREAM
 from prune2deploy.report.figures import NOTHING, spell_count, spell_interval, spell_latency, spell_percent, spell_ratio
 from prune2deploy.report.judged import scenario_of

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prune2deploy.bench.across import Change, Outcome
-from prune2deploy.bench.claim_kinds import SPEEDUP
-from prune2deploy.bench.claims import JudgedClaim, Verdict
-from prune2deploy.bench.compare import Interval
+from prune2deploy.bench.across.changes import Change, Outcome
+from prune2deploy.bench.claims.kinds import SPEEDUP
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict
 from prune2deploy.bench.result import Row
+from prune2deploy.bench.statistics.intervals import Interval
 from prune2deploy.bench.subjects import DENSE, PRUNED, REDUCED
 from prune2deploy.report.across_tables import comparison_of
 from prune2deploy.report.claim_words import claim_label, finding, reason, spell_bound

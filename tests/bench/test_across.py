@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune2deploy.bench.across import Change, Comparison, Outcome, compare_results, exit_code
-from prune2deploy.bench.comparable import Conditions
-from prune2deploy.bench.compare import Interval, Percentiles
+from prune2deploy.bench.across.changes import Change, Comparison, Outcome, compare_results, exit_code
+from prune2deploy.bench.across.comparable import Conditions
 from prune2deploy.bench.result import BenchResult, Control, Row
+from prune2deploy.bench.statistics.intervals import Interval, Percentiles
 from prune2deploy.errors import InputError
 
 ENVIRONMENT = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.blocks import time_kinds
 from prune2deploy.bench.samples import COPY, DEVICE, MINIMUM_ROUNDS, QUEUE, WALL
+from prune2deploy.bench.timed.blocks import time_kinds
 from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.registry import engine_named

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prune2deploy.bench.claim_kinds import KINDS, Claim
-from prune2deploy.bench.claims_file import read_claims
+from prune2deploy.bench.claims.file import read_claims
+from prune2deploy.bench.claims.kinds import KINDS, Claim
 from prune2deploy.errors import InputError
 
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune2deploy.bench.disturbance import (
+from prune2deploy.bench.jobs import BuildJob
+from prune2deploy.bench.machine.disturbance import (
     RUN_DELAY_SHARE,
     disturbance,
     disturbed_rounds,
     highest_mhz,
     too_disturbed,
 )
-from prune2deploy.bench.jobs import BuildJob
-from prune2deploy.bench.nvml import no_gpu_signals
+from prune2deploy.bench.machine.nvml import no_gpu_signals
 from prune2deploy.bench.process import run_build
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest
 

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.energy import (
+from prune2deploy.bench.aside.energy import (
     energies_of,
     energy_found,
     measure_energy,
     measure_idle_watts,
     notes_on_energy,
 )
+from prune2deploy.bench.machine.nvml import open_gpu
 from prune2deploy.bench.measure import run_bench
-from prune2deploy.bench.nvml import open_gpu
-from prune2deploy.bench.rounds import Runner
 from prune2deploy.bench.samples import BuildSamples
-from prune2deploy.bench.schedule import Slot
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest
+from prune2deploy.bench.timed.rounds import Runner
+from prune2deploy.bench.timed.schedule import Slot
 
 
 class Board:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from prune2deploy.bench.figures import build_figure_ns, latencies_ns, percentiles_of, throughput_per_s
 from prune2deploy.bench.samples import COPY, DEVICE, QUEUE, WALL, Block, Cell
+from prune2deploy.bench.statistics.figures import build_figure_ns, latencies_ns, percentiles_of, throughput_per_s
 from prune2deploy.errors import InputError
 
 

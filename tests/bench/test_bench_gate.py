@@ -13,11 +13,11 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 
-from prune2deploy.bench.build import measure_build
-from prune2deploy.bench.gate import pass_gate
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
+from prune2deploy.bench.timed.build import measure_build
+from prune2deploy.bench.timed.gate import pass_gate
 from prune2deploy.engines.engine import BuildOptions, BuiltEngine
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError, ParityError

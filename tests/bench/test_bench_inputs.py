@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from prune2deploy.bench.inputs import batch_of, fixed_batch, input_buffers, shapes_at, spelled_input
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.subjects import BenchRequest, Subject
+from prune2deploy.bench.timed.inputs import batch_of, fixed_batch, input_buffers, shapes_at, spelled_input
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.errors import InputError
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune2deploy.bench.claim_kinds import KINDS, Claim
-from prune2deploy.bench.claimed import require_measured
-from prune2deploy.bench.claims import JudgedClaim, Verdict, exit_code, judge
-from prune2deploy.bench.compare import Interval
-from prune2deploy.bench.proportions import difference_interval, share_interval
+from prune2deploy.bench.claims.kinds import KINDS, Claim
+from prune2deploy.bench.claims.targets import require_measured
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict, exit_code, judge
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
+from prune2deploy.bench.statistics.intervals import Interval
+from prune2deploy.bench.statistics.proportions import difference_interval, share_interval
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
 from prune2deploy.bench.summary import summarise
 from prune2deploy.errors import InputError

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune2deploy.bench.build import measure_build
-from prune2deploy.bench.environment import describe_environment, machine_class
-from prune2deploy.bench.inputs import input_buffers
 from prune2deploy.bench.jobs import BuildJob
+from prune2deploy.bench.machine.environment import describe_environment, machine_class
 from prune2deploy.bench.measure import run_bench
 from prune2deploy.bench.process import run_build
 from prune2deploy.bench.result import read_samples, write_result
-from prune2deploy.bench.stopping import affordable_builds
+from prune2deploy.bench.statistics.stopping import affordable_builds
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest
-from prune2deploy.bench.timing import iterations_for, time_block, warm_up
+from prune2deploy.bench.timed.build import measure_build
+from prune2deploy.bench.timed.inputs import input_buffers
+from prune2deploy.bench.timed.timing import iterations_for, time_block, warm_up
 from prune2deploy.engines.engine import TensorInfo
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError, InputError, ParityError

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prune2deploy.bench.claim_kinds import Claim
-from prune2deploy.bench.claimed import memory_subjects
+from prune2deploy.bench.aside.memory import gpu_meter, host_meter, measure_memory, peak_memory_bytes
+from prune2deploy.bench.claims.kinds import Claim
+from prune2deploy.bench.claims.targets import memory_subjects
 from prune2deploy.bench.jobs import BuildJob
-from prune2deploy.bench.memory import gpu_meter, host_meter, measure_memory, peak_memory_bytes
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject
 from prune2deploy.engines.registry import best_engine, engine_named
 from prune2deploy.errors import EngineError, InputError

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prune2deploy.bench.nvml import (
+from prune2deploy.bench.machine.nvml import (
     GpuMonitor,
     ListedGpu,
     describe_gpus,

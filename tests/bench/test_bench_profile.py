@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from prune2deploy.bench.attribution import Attribution, Cause, attribute, attribution_of, in_words, padding
-from prune2deploy.bench.build import measure_build
+from prune2deploy.bench.aside.attribution import Attribution, Cause, attribute, attribution_of, in_words, padding
+from prune2deploy.bench.aside.profile import Kind, Product, Profile, ProfiledLayer, profiled_layer
+from prune2deploy.bench.aside.profiling import take_profile
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.measure import run_bench
-from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer, profiled_layer
-from prune2deploy.bench.profiling import take_profile
 from prune2deploy.bench.result import BenchResult, read_result, write_result
 from prune2deploy.bench.subjects import OFFLINE, BenchOptions, BenchRequest, Subject
 from prune2deploy.bench.summary import summarise
+from prune2deploy.bench.timed.build import measure_build
 from prune2deploy.engines.capabilities import LayerProfile, LayerTime
 from prune2deploy.engines.engine import BuildOptions
 from prune2deploy.engines.onnx_work import FileWork

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.claims import Verdict, exit_code
+from prune2deploy.bench.claims.verdicts import Verdict, exit_code
 from prune2deploy.bench.result import BenchResult, read_result, read_samples, write_result
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject

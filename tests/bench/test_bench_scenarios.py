@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.build import measure_build
 from prune2deploy.bench.jobs import BuildJob
 from prune2deploy.bench.samples import QUEUE, WALL, BuildSamples
 from prune2deploy.bench.subjects import DEFAULT_BATCHES, SCENARIOS, BenchOptions, BenchRequest
 from prune2deploy.bench.summary import summarise
+from prune2deploy.bench.timed.build import measure_build
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import InputError
 

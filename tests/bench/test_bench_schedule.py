@@ -6,8 +6,8 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune2deploy.bench.affinity import choose_cpus
-from prune2deploy.bench.schedule import Slot, build_order, round_orders, slots_for
+from prune2deploy.bench.machine.affinity import choose_cpus
+from prune2deploy.bench.timed.schedule import Slot, build_order, round_orders, slots_for
 
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
 small = st.integers(min_value=0, max_value=50)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prune2deploy.bench.affinity import allowed_cpus, parse_cpus, siblings_of
-from prune2deploy.bench.disturbance import disturbance
-from prune2deploy.bench.nvml import no_gpu_signals
-from prune2deploy.bench.signals import TICK_SECONDS, SignalReader, cpu_times, quota_counts, quota_files
+from prune2deploy.bench.machine.affinity import allowed_cpus, parse_cpus, siblings_of
+from prune2deploy.bench.machine.disturbance import disturbance
+from prune2deploy.bench.machine.nvml import no_gpu_signals
+from prune2deploy.bench.machine.signals import TICK_SECONDS, SignalReader, cpu_times, quota_counts, quota_files
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

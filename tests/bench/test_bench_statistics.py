@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from prune2deploy.bench.claims import JudgedClaim, Verdict, exit_code, judge
-from prune2deploy.bench.compare import Interval, control_passes, distribution, percentiles, ratio_interval
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict, exit_code, judge
+from prune2deploy.bench.statistics.intervals import Interval, control_passes, distribution, percentiles, ratio_interval
 from prune2deploy.errors import InputError
 
 

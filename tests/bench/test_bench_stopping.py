@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prune2deploy.bench.compare import builds_needed, ratio_interval
 from prune2deploy.bench.measure import _measure_builds
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
-from prune2deploy.bench.stopping import builds_wanted
+from prune2deploy.bench.statistics.intervals import builds_needed, ratio_interval
+from prune2deploy.bench.statistics.stopping import builds_wanted
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest
 from prune2deploy.errors import InputError
 from prune2deploy.progress import SILENT

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prune2deploy.bench.compare import builds_needed
-from prune2deploy.bench.welch import mean_shift
+from prune2deploy.bench.statistics.intervals import builds_needed
+from prune2deploy.bench.statistics.welch import mean_shift
 
 
 def test_without_a_pilot_it_is_welchs():

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from prune2deploy.bench.claims_file import read_claims
+from prune2deploy.bench.claims.file import read_claims
 from prune2deploy.cli.app import app
 
 WORKFLOW = Path(__file__).parents[2] / "examples" / "ci" / "prune-and-prove.yml"

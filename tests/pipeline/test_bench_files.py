@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from prune2deploy.bench.environment import describe_environment
+from prune2deploy.bench.machine.environment import describe_environment
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.subjects import BenchRequest

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.compare import Interval, Percentiles
 from prune2deploy.bench.result import BenchResult, Control, Row
+from prune2deploy.bench.statistics.intervals import Interval, Percentiles
 from prune2deploy.errors import InputError
 from prune2deploy.pipeline.compare import gravest, result_file
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prune2deploy.bench.across import Change, Outcome
-from prune2deploy.bench.attribution import with_attributions
-from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer
+from prune2deploy.bench.across.changes import Change, Outcome
+from prune2deploy.bench.aside.attribution import with_attributions
+from prune2deploy.bench.aside.profile import Kind, Product, Profile, ProfiledLayer
 from prune2deploy.bench.result import SCHEMA_VERSION, BenchResult
 from prune2deploy.bench.samples import Block, BuildSamples, Cell
 from prune2deploy.bench.subjects import BenchOptions, BenchRequest, Subject

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from prune2deploy.bench.across import BaselineLatency, Change, Comparison, Outcome
+from prune2deploy.bench.across.changes import BaselineLatency, Change, Comparison, Outcome
 from prune2deploy.report.across_tables import across_tables, baseline_tables, changes_in_words
 
 CHANGE = Change(

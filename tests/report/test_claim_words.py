@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prune2deploy.bench.claim_kinds import KINDS
-from prune2deploy.bench.claims import JudgedClaim, Verdict, reason_for
+from prune2deploy.bench.claims.kinds import KINDS
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict, reason_for
 from prune2deploy.report.claim_words import spell_bound, verdict_line
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.junit import junit_report

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prune2deploy.bench.across import Comparison, Outcome
+from prune2deploy.bench.across.changes import Comparison, Outcome
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.junit import junit_report
 

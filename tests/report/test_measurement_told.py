@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prune2deploy.bench.across import Comparison, Outcome
+from prune2deploy.bench.across.changes import Comparison, Outcome
 from prune2deploy.bench.samples import BuildSamples, Cell
 from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent

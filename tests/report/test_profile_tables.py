@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from prune2deploy.bench.attribution import Cause, attribution_of, with_attributions
-from prune2deploy.bench.profile import Kind, Product, Profile, ProfiledLayer
+from prune2deploy.bench.aside.attribution import Cause, attribution_of, with_attributions
+from prune2deploy.bench.aside.profile import Kind, Product, Profile, ProfiledLayer
 from prune2deploy.bench.result import BenchResult
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.html import html_report

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
 
-from prune2deploy.bench.energy import ENERGY_BUILDS, energies_of
-from prune2deploy.bench.gate import not_finite, pass_gate
-from prune2deploy.bench.inputs import input_buffers, shapes_at
+from prune2deploy.bench.aside.energy import ENERGY_BUILDS, energies_of
+from prune2deploy.bench.aside.profiling import profiles_of
 from prune2deploy.bench.jobs import BuildJob, Tell
-from prune2deploy.bench.profiling import profiles_of
-from prune2deploy.bench.rounds import Runner, TimedCell, time_rounds, within
+from prune2deploy.bench.machine.signals import SignalReader
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples, Cell
-from prune2deploy.bench.schedule import Slot, build_order, slots_for
-from prune2deploy.bench.signals import SignalReader
 from prune2deploy.bench.subjects import BenchRequest, Subject
+from prune2deploy.bench.timed.gate import not_finite, pass_gate
+from prune2deploy.bench.timed.inputs import input_buffers, shapes_at
+from prune2deploy.bench.timed.rounds import Runner, TimedCell, time_rounds, within
+from prune2deploy.bench.timed.schedule import Slot, build_order, slots_for
 from prune2deploy.engines.accuracy import engine_answers
 from prune2deploy.engines.census import Census, require_layers_of
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from prune2deploy.bench.blocks import settle_queue, time_kinds
-from prune2deploy.bench.disturbance import disturbance, highest_mhz
 from prune2deploy.bench.jobs import Tell
+from prune2deploy.bench.machine.disturbance import disturbance, highest_mhz
 from prune2deploy.bench.samples import MINIMUM_ROUNDS, Block, Cell
-from prune2deploy.bench.schedule import Slot, round_orders
 from prune2deploy.bench.subjects import BenchOptions
-from prune2deploy.bench.timing import collection_paused, iterations_for, warm_up
+from prune2deploy.bench.timed.blocks import settle_queue, time_kinds
+from prune2deploy.bench.timed.schedule import Slot, round_orders
+from prune2deploy.bench.timed.timing import collection_paused, iterations_for, warm_up
 from prune2deploy.engines.engine import Array, BuiltEngine
 
 Signals = Mapping[str, float | None]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from prune2deploy.bench.comparable import Conditions, Key, require_comparable, rows_by_key
-from prune2deploy.bench.compare import log_ratios
+from prune2deploy.bench.across.comparable import Conditions, Key, require_comparable, rows_by_key
 from prune2deploy.bench.result import BenchResult, Row
-from prune2deploy.bench.welch import Shift, mean_shift
+from prune2deploy.bench.statistics.intervals import log_ratios
+from prune2deploy.bench.statistics.welch import Shift, mean_shift
 from prune2deploy.errors import InputError
 
 CONFIDENCE = 0.95

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from prune2deploy.bench.claim_kinds import ACCURACY, ACCURACY_DROP, ENERGY, KINDS, MEMORY, SPEEDUP, YIELD, Claim
+from prune2deploy.bench.claims.kinds import ACCURACY, ACCURACY_DROP, ENERGY, KINDS, MEMORY, SPEEDUP, YIELD, Claim
 from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.errors import InputError
 from prune2deploy.evaluation import EvaluationSet

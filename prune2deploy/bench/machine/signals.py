@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from prune2deploy.bench.affinity import allowed_cpus, siblings_of
-from prune2deploy.bench.nvml import no_gpu_signals, open_gpu
+from prune2deploy.bench.machine.affinity import allowed_cpus, siblings_of
+from prune2deploy.bench.machine.nvml import no_gpu_signals, open_gpu
 
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 

@@ -6,7 +6,8 @@ from statistics import median
 
 import numpy as np
 
-from prune2deploy.bench.claim_kinds import (
+from prune2deploy.bench.aside.energy import energies_found
+from prune2deploy.bench.claims.kinds import (
     ACCURACY,
     ACCURACY_DROP,
     ENERGY,
@@ -20,15 +21,14 @@ from prune2deploy.bench.claim_kinds import (
     YIELD,
     Claim,
 )
-from prune2deploy.bench.claimed import Target, targets_of
-from prune2deploy.bench.claims import JudgedClaim, Verdict, judge, reason_for
-from prune2deploy.bench.compare import MINIMUM_SAMPLES_P90, MINIMUM_SAMPLES_P99, Interval, ratio_interval
-from prune2deploy.bench.energy import energies_found
-from prune2deploy.bench.figures import latencies_ns, throughput_per_s
-from prune2deploy.bench.proportions import difference_interval, share_interval
+from prune2deploy.bench.claims.targets import Target, targets_of
+from prune2deploy.bench.claims.verdicts import JudgedClaim, Verdict, judge, reason_for
 from prune2deploy.bench.result import Control, Row
 from prune2deploy.bench.samples import BuildSamples
-from prune2deploy.bench.setting import Setting
+from prune2deploy.bench.statistics.figures import latencies_ns, throughput_per_s
+from prune2deploy.bench.statistics.intervals import MINIMUM_SAMPLES_P90, MINIMUM_SAMPLES_P99, Interval, ratio_interval
+from prune2deploy.bench.statistics.proportions import difference_interval, share_interval
+from prune2deploy.bench.statistics.setting import Setting
 from prune2deploy.bench.subjects import BenchRequest, Subject
 
 _RUNS_FOR_PERCENTILE = {50: 1, 90: MINIMUM_SAMPLES_P90, 99: MINIMUM_SAMPLES_P99}

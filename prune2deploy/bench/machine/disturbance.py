@@ -7,7 +7,7 @@ The thresholds and what they rest on: ``docs/decisions/0021-disturbed-rounds.md`
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from prune2deploy.bench.signals import TICK_SECONDS
+from prune2deploy.bench.machine.signals import TICK_SECONDS
 
 Signals = Mapping[str, float | None]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from prune2deploy.bench.claim_kinds import SPEEDUP
+from prune2deploy.bench.claims.kinds import SPEEDUP
 
 
 class Verdict(enum.StrEnum):

@@ -1,15 +1,17 @@
-"""The process that one engine's memory is measured in: ``python -m prune2deploy.bench.memory_worker REQUEST RESULT``.
+"""The process that one engine's memory is measured in.
 
-As ``bench.worker``: an expected error is written to the result file, so that the parent can raise it as its own.
+``python -m prune2deploy.bench.aside.memory_worker REQUEST.json RESULT.json``
+
+As ``bench.timed.worker``: an expected error is written to the result file, so that the parent can raise it as its own.
 """
 
 import sys
 from pathlib import Path
 
-from prune2deploy.bench.affinity import pin
+from prune2deploy.bench.aside.memory import peak_memory_bytes
 from prune2deploy.bench.jobs import BuildJob
-from prune2deploy.bench.memory import peak_memory_bytes
-from prune2deploy.bench.worker import error_to_document
+from prune2deploy.bench.machine.affinity import pin
+from prune2deploy.bench.timed.worker import error_to_document
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import P2DError
 from prune2deploy.storage import read_json, write_json

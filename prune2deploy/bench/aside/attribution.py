@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from prune2deploy.bench.profile import SLOWED_ABOVE, Kind, Product, Profile, ProfiledLayer
+from prune2deploy.bench.aside.profile import SLOWED_ABOVE, Kind, Product, Profile, ProfiledLayer
 from prune2deploy.bench.result import Row
 from prune2deploy.errors import InputError
 

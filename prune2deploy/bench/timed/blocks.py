@@ -1,16 +1,16 @@
 """What one engine is timed at in one round: whole runs, and what only some engines can tell beside them.
 
-The scenarios "single-stream" and "offline" are MLPerf's (``bench.figures`` has the source): in the one each query is
-sent when the query before has been answered; in the other all samples are there at the start.
+The scenarios "single-stream" and "offline" are MLPerf's (``bench.statistics.figures`` has the source): in the one each
+query is sent when the query before has been answered; in the other all samples are there at the start.
 """
 
 import time
 from dataclasses import dataclass
 
-from prune2deploy.bench.compare import MINIMUM_SAMPLES_P90
 from prune2deploy.bench.samples import COPY, DEVICE, MINIMUM_ROUNDS, QUEUE, WALL
+from prune2deploy.bench.statistics.intervals import MINIMUM_SAMPLES_P90
 from prune2deploy.bench.subjects import OFFLINE, SINGLE_STREAM
-from prune2deploy.bench.timing import time_block
+from prune2deploy.bench.timed.timing import time_block
 from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.engine import BuiltEngine
 

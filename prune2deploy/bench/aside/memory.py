@@ -9,18 +9,18 @@ from pathlib import Path
 
 import psutil
 
-from prune2deploy.bench.inputs import input_buffers
 from prune2deploy.bench.jobs import BuildJob
-from prune2deploy.bench.nvml import open_gpu
+from prune2deploy.bench.machine.nvml import open_gpu
 from prune2deploy.bench.process import run_worker
 from prune2deploy.bench.subjects import BenchRequest, Subject
+from prune2deploy.bench.timed.inputs import input_buffers
 from prune2deploy.engines.engine import BuildOptions, Engine, TensorRTOptions
 from prune2deploy.engines.onnx_file import read_onnx_file
 from prune2deploy.errors import EngineError
 from prune2deploy.progress import SILENT, Progress
 
 REPETITIONS = 3
-WORKER = (sys.executable, "-P", "-m", "prune2deploy.bench.memory_worker")
+WORKER = (sys.executable, "-P", "-m", "prune2deploy.bench.aside.memory_worker")
 
 _RUNS = 3
 _STATUS = Path("/proc/self/status")

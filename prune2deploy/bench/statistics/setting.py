@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prune2deploy.bench.compare import Interval, ratio_interval
-from prune2deploy.bench.disturbance import too_disturbed
-from prune2deploy.bench.figures import build_figure_ns
+from prune2deploy.bench.machine.disturbance import too_disturbed
 from prune2deploy.bench.samples import BuildSamples, Cell
+from prune2deploy.bench.statistics.figures import build_figure_ns
+from prune2deploy.bench.statistics.intervals import Interval, ratio_interval
 from prune2deploy.bench.subjects import MINIMUM_BUILDS_FOR_AN_INTERVAL, BenchOptions
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any, Protocol
 
-from prune2deploy.bench.rounds import Runner
 from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.bench.timed.rounds import Runner
 
 ENERGY_BUILDS = 3
 """In how many builds energy is measured: an interval needs as many."""

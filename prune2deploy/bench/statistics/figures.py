@@ -10,8 +10,8 @@ from statistics import median
 
 import numpy as np
 
-from prune2deploy.bench.compare import MINIMUM_SAMPLES_P90, Percentiles, percentiles
 from prune2deploy.bench.samples import QUEUE, WALL, Block, Cell
+from prune2deploy.bench.statistics.intervals import MINIMUM_SAMPLES_P90, Percentiles, percentiles
 from prune2deploy.bench.subjects import OFFLINE, SINGLE_STREAM
 from prune2deploy.errors import InputError
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from prune2deploy.bench.compare import builds_needed
-from prune2deploy.bench.figures import build_figure_ns
 from prune2deploy.bench.samples import BuildSamples
+from prune2deploy.bench.statistics.figures import build_figure_ns
+from prune2deploy.bench.statistics.intervals import builds_needed
 from prune2deploy.bench.subjects import BenchRequest
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prune2deploy.bench.claim_kinds import KINDS, LATENCY, PERCENTILES, SPEEDUP, Claim, Kind
+from prune2deploy.bench.claims.kinds import KINDS, LATENCY, PERCENTILES, SPEEDUP, Claim, Kind
 from prune2deploy.errors import InputError
 
 _HINT = 'write one table for each claim: [[claim]] and below it, for instance, speedup = 2.0 and variant = "pruned"'

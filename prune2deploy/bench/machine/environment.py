@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 
 from prune2deploy import __version__
-from prune2deploy.bench.affinity import allowed_cpus
-from prune2deploy.bench.nvml import describe_gpus
+from prune2deploy.bench.machine.affinity import allowed_cpus
+from prune2deploy.bench.machine.nvml import describe_gpus
 
 _PACKAGES = (
     "numpy",

@@ -1,4 +1,4 @@
-"""The process that one build runs in: ``python -m prune2deploy.bench.worker REQUEST.json RESULT.json``.
+"""The process that one build runs in: ``python -m prune2deploy.bench.timed.worker REQUEST.json RESULT.json``.
 
 It tells its progress as JSON lines on standard output. An expected error is written to the result file, so that the
 parent can raise it as its own.
@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prune2deploy.bench.affinity import pin
-from prune2deploy.bench.build import measure_build
 from prune2deploy.bench.jobs import BuildJob
+from prune2deploy.bench.machine.affinity import pin
+from prune2deploy.bench.timed.build import measure_build
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import P2DError
 from prune2deploy.storage import read_json, write_json

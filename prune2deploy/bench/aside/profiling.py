@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from prune2deploy.bench.profile import Profile, profiled_layer
-from prune2deploy.bench.rounds import Runner
+from prune2deploy.bench.aside.profile import Profile, profiled_layer
 from prune2deploy.bench.samples import BuildSamples, Cell
-from prune2deploy.bench.timing import time_block
+from prune2deploy.bench.timed.rounds import Runner
+from prune2deploy.bench.timed.timing import time_block
 from prune2deploy.engines.capabilities import LayerProfiler
 from prune2deploy.engines.engine import BuiltEngine
 from prune2deploy.engines.onnx_work import FileWork

@@ -1,0 +1,1 @@
+"""Two results of one machine class, side by side."""

@@ -1,0 +1,1 @@
+"""What was claimed, what a run must measure to judge it, and the verdicts."""
