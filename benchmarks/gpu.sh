@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, unattended and within the minutes that are given: what is usable, the tests marked gpu,
 # ResNet-50 (dense, pruned to 0.33 of the FLOPs, aligned and not, plainly narrower) at batch 1, 32 and 256 in fp32, fp16
-# and int8 on every engine that runs, and how fast networks train before and after each policy's pruning.
+# and int8 on every engine that runs, how fast networks train before and after each policy's pruning, and whether a copy
+# of a network measures as the network does.
 #
 #   benchmarks/gpu.sh [OUT] [MINUTES]     OUT: folder for logs, JSON and the table (default: benchmarks/results/gpu)
 #                                         MINUTES: of the whole (default: 9.5)
 #
 # Uses the Python in $PYTHON (default: .venv/bin/python, else python3) with this package importable from the repository.
 # A part that fails, or takes longer than its share, is told and the next one goes on; the exit status is that of the
-# first failure. NETWORK, SIDE, BATCHES and ENGINES overrule what is measured, as options of gpu_engines.py.
+# first failure. NETWORK, SIDE, BATCHES and ENGINES overrule what is measured, as options of gpu_engines.py, and
+# HARNESS_ENGINE the engine that copies are compared on (default: ort-cuda).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/gpu}
@@ -51,7 +53,7 @@ part doctor "$(share 10)" "$python" -m prune2deploy doctor
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort)
 part tests "$(share 25)" "$python" -m pytest -m gpu -q -p no:cacheprovider "${files[@]}"
 # The matrix has what is left but for a share of the training; its last cell may take longer than it was given.
-matrix=$((total - SECONDS - total * 20 / 100))
+matrix=$((total - SECONDS - total * 30 / 100))
 part engines $((matrix + total * 5 / 100)) "$python" benchmarks/gpu_engines.py \
   --network "${NETWORK:-resnet50}" ${SIDE:+--side "$SIDE"} --engines "${ENGINES:-all}" --batches "${BATCHES:-32,1,256}" \
   --minutes "$(awk -v seconds="$matrix" 'BEGIN { printf "%.2f", seconds / 60 }')" \
@@ -60,5 +62,7 @@ for precision in bf16 no; do
   part "training-speed-$precision" "$(share 10)" "$python" benchmarks/training_speed.py --steps 6 \
     --mixed-precision "$precision" --out "$out/training-speed-$precision.json"
 done
+part harness "$(share 10)" "$python" benchmarks/harness.py same --engine "${HARNESS_ENGINE:-ort-cuda}" --comparisons 20 \
+  --seconds 15 --work "$work" --out "$out/harness.json"
 echo "took $SECONDS s; logs and JSON: $out"
 exit "$status"

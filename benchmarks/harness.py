@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=50)
     parser.add_argument("--reference-builds", type=int, default=100)
     parser.add_argument("--load", action="store_true", help="with a competing load on the CPUs")
+    parser.add_argument("--engine", default=ENGINE, help="of the comparisons; the naive script runs ort-cpu only")
     parser.add_argument("--seconds", type=float, default=40.0, help="time of one comparison (--max-seconds)")
     arguments = parser.parse_args()
     if arguments.part == "table":
@@ -76,8 +77,7 @@ def measure_same(document: dict[str, Any], arguments: argparse.Namespace) -> Non
             continue
         kind = KINDS[number % len(KINDS)] if arguments.load else None
         with competing_load(kind, seed=number, cpus=cpus):
-            record = compare([first, second], arguments.seconds, seed=number)
-            record["naive_ms"] = naive([first, second])
+            record = compare([first, second], arguments, seed=number)
         store(document, key, {"load": kind, **record}, arguments.out)
 
 
@@ -90,21 +90,20 @@ def measure_known(document: dict[str, Any], arguments: argparse.Namespace) -> No
         if wanted - len(document["reference"]) >= min(_REFERENCE_PORTION, arguments.reference_builds) or (
             number == arguments.comparisons - 1 and wanted > len(document["reference"])
         ):
-            add_reference(document, paths, wanted - len(document["reference"]), arguments.out)
+            add_reference(document, paths, wanted - len(document["reference"]), arguments)
         key = f"known/{number}"
         if key not in document["comparisons"]:
-            record = compare(paths, arguments.seconds, seed=1000 + number)
-            record["naive_ms"] = naive(paths)
+            record = compare(paths, arguments, seed=1000 + number)
             store(document, key, record, arguments.out)
 
 
-def add_reference(document: dict[str, Any], paths: list[Path], builds: int, out: Path) -> None:
+def add_reference(document: dict[str, Any], paths: list[Path], builds: int, arguments: argparse.Namespace) -> None:
     """Further builds of the reference, each as its medians in ns, one a network."""
     options = BenchOptions(threads=THREADS, builds=builds, seed=len(document["reference"]))
-    result = run_bench(request_for(paths, options))
+    result = run_bench(request_for(paths, arguments.engine, options))
     rows = {row.variant: row.build_medians_ns for row in result.rows}
     document["reference"] += [list(build) for build in zip(*(rows[path.stem] for path in paths), strict=True)]
-    write_json(out, document)
+    write_json(arguments.out, document)
     print(f"reference: {len(document['reference'])} builds", flush=True)
 
 
@@ -118,10 +117,10 @@ def measure_agreement(document: dict[str, Any], arguments: argparse.Namespace) -
     print(json.dumps({name: document[name] for name in ("agreement", "overhead")}, indent=2))
 
 
-def compare(paths: list[Path], seconds: float, *, seed: int) -> dict[str, Any]:
-    """One comparison by the protocol of ``p2d bench``: the speed-up of the first file over each other one."""
-    options = BenchOptions(threads=THREADS, half_width=HALF_WIDTH, max_seconds=seconds, seed=seed)
-    result = run_bench(request_for(paths, options))
+def compare(paths: list[Path], arguments: argparse.Namespace, *, seed: int) -> dict[str, Any]:
+    """One comparison by the protocol of ``p2d bench``, and by the naive script: how much slower than the first file."""
+    options = BenchOptions(threads=THREADS, half_width=HALF_WIDTH, max_seconds=arguments.seconds, seed=seed)
+    result = run_bench(request_for(paths, arguments.engine, options))
     control = result.controls[0]
     rounds = result.protocol["rounds"]
     return {
@@ -140,15 +139,16 @@ def compare(paths: list[Path], seconds: float, *, seed: int) -> dict[str, Any]:
         "seconds": result.protocol["seconds"],
         "build_medians_ns": medians(result),
         "load_average": os.getloadavg()[0],
+        "naive_ms": naive(paths) if arguments.engine == ENGINE else None,
     }
 
 
-def request_for(paths: list[Path], options: BenchOptions) -> BenchRequest:
+def request_for(paths: list[Path], engine: str, options: BenchOptions) -> BenchRequest:
     """Bare files at batch 1."""
     subjects = tuple(
         Subject(variant=path.stem, precision="fp32", onnx_path=path, sha256=sha256_of_file(path)) for path in paths
     )
-    return BenchRequest(subjects=subjects, engine=ENGINE, batches=(1,), options=options)
+    return BenchRequest(subjects=subjects, engine=engine, batches=(1,), options=options)
 
 
 def medians(result: BenchResult) -> dict[str, list[float]]:

@@ -50,13 +50,14 @@ def _same_line(title: str, records: list[Record]) -> str:
         interval for record, interval in zip(records, intervals, strict=True) if _valid(record) and interval["low"]
     ]
     wrong = sum(_wrong_verdicts(record, interval) for record, interval in zip(records, intervals, strict=True))
-    naive = sum(abs(record["naive_ms"][1] / record["naive_ms"][0] - 1) >= _NAIVE_DIFFERENCE for record in records)
+    naive = [record["naive_ms"][1] / record["naive_ms"][0] for record in records if record["naive_ms"]]
+    off = sum(abs(ratio - 1) >= _NAIVE_DIFFERENCE for ratio in naive)
     told = [interval for interval in intervals if interval["low"]]
     excluding = f"{_excluding(valid, 1.0)} of {len(valid)} | {_excluding(told, 1.0)} of {len(told)}"
     return (
         f"| {title} | {len(records)} | {sum(not _valid(record) for record in records)} | "
         f"{excluding} | {wrong} | {_width(intervals)} | {_median(records, 'builds')} | {_median(records, 'seconds')} | "
-        f"{naive} of {len(records)} |"
+        f"{off} of {len(naive)} |"
     )
 
 
@@ -87,11 +88,12 @@ def _known(document: Record) -> Iterator[str]:
         intervals = [interval for interval in intervals if interval["low"]]
         inside = len(intervals) - _excluding(intervals, truth.estimate)
         errors = [abs(interval["estimate"] / truth.estimate - 1) for interval in intervals]
-        naive = [abs(record["naive_ms"][place] / record["naive_ms"][0] / truth.estimate - 1) for record in records]
+        ratios = [record["naive_ms"][place] / record["naive_ms"][0] for record in records if record["naive_ms"]]
+        naive = [abs(ratio / truth.estimate - 1) for ratio in ratios]
         held, told = held + inside, told + len(intervals)
         yield (
             f"| {title} | {truth.estimate:.4f} ± {truth.half_width or math.nan:.2%} | {inside} of {len(intervals)} | "
-            f"{_width(intervals)} | {median(errors):.2%} | {median(naive):.2%} | "
+            f"{_width(intervals)} | {median(errors):.2%} | {f'{median(naive):.2%}' if naive else '–'} | "
             f"{sum(error >= _NAIVE_DIFFERENCE for error in naive)} of {len(naive)} |"
         )
     yield f"| all | | {held} of {told} | | | | |"
