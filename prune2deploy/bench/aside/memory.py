@@ -90,6 +90,7 @@ def peak_memory_bytes(job: BuildJob, engine: Engine) -> int:
         threads=request.options.threads,
         cache=None,
         bundle=subject.bundle,
+        shapes=request.shapes,
         tensorrt=TensorRTOptions(timing_cache=False),
     )
     with host_meter() if device.startswith("CPU") else gpu_meter() as meter:

@@ -1,15 +1,16 @@
 """One build: fresh engines for all variants, timed in interleaved rounds. Runs inside the worker process."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from prune2deploy.bench.aside.energy import ENERGY_BUILDS, energies_of
 from prune2deploy.bench.aside.profiling import profiles_of
 from prune2deploy.bench.jobs import BuildJob, Tell
 from prune2deploy.bench.machine.signals import SignalReader
-from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples, Cell
+from prune2deploy.bench.samples import MINIMUM_ROUNDS, BuildSamples
 from prune2deploy.bench.subjects import BenchRequest, Subject
 from prune2deploy.bench.timed.gate import not_finite, pass_gate
 from prune2deploy.bench.timed.inputs import input_buffers, shapes_at
@@ -34,68 +35,118 @@ def measure_build(
         EngineError: an engine cannot be built, or holds no layer of the precision that it is measured as.
         InputError: a file or an input does not fit.
     """
-    request, started = job.request, clock()
+    request = job.request
     evaluation = EvaluationSet.load(request.evaluation) if request.evaluation is not None else None
-    timings: list[TimedCell] = []
-    engines: list[Mapping[str, Any]] = []
-    answers: dict[str, str] = {}
-    profiles: list[Mapping[str, Any]] = []
-    energies: list[Mapping[str, Any]] = []
-    aside_seconds = 0.0
-    cell_total = len(request.precisions) * len(request.batches)
-    on_gpu = not (engine.availability().device or "CPU").startswith("CPU")
+    findings = _Findings(job=job, clock=clock, started=clock())
     for precision in request.precisions:
         with ExitStack() as stack:
             runners = _build_all(job, engine, precision, evaluation, stack)
-            engines += [runner.facts for runner in runners]
-            reader = stack.enter_context(closing(SignalReader(job.cpus, gpu=on_gpu)))
+            findings.engines += [runner.facts for runner in runners]
+            reader = stack.enter_context(closing(SignalReader(job.cpus, gpu=_runs_on_gpu(engine))))
             for batch in request.batches:
-                seconds = None
-                if job.budget_seconds is not None:
-                    spent = clock() - started - aside_seconds
-                    seconds = (job.budget_seconds - spent) / (cell_total - len(timings))
                 _bind_inputs(runners, request, batch, evaluation)
-                if job.build == 0 and evaluation is None:
-                    _look_at_outputs(runners)
-                timings.append(
-                    time_rounds(
-                        runners,
-                        batch,
-                        options=request.options,
-                        orders_of=(job.build, len(timings)),
-                        seconds=seconds,
-                        cpus=request.options.threads,
-                        sample=reader.sample,
-                        tell=within(tell, before=len(timings) / cell_total, share=1 / cell_total),
-                    )
-                )
-                if job.build < ENERGY_BUILDS and request.options.energy:
-                    begun = clock()
-                    energies += energies_of(runners, reader, batch=batch)
-                    aside_seconds += clock() - begun
+                _measure_cell(findings, runners, reader, batch, tell)
             if job.build == 0:
-                begun = clock()
-                if evaluation is not None:
-                    answers |= _answers(runners, evaluation, max(request.batches))
-                if request.options.profile:
-                    cells = [timing.cell for timing in timings[-len(request.batches) :]]
-                    profiles += _profiles(runners, request, cells, evaluation)
-                aside_seconds += clock() - begun
-    seconds_total = clock() - started - aside_seconds
-    in_rounds = sum(sum(timing.round_seconds) for timing in timings)
-    in_fewest_rounds = sum(max(timing.round_seconds) * MINIMUM_ROUNDS for timing in timings)
-    return BuildSamples(
-        build=job.build,
-        cpus=job.cpus,
-        cells=tuple(timing.cell for timing in timings),
-        engines=tuple(engines),
-        accuracies={key: right.count("1") / len(right) for key, right in answers.items()},
-        answers=answers,
-        profiles=tuple(profiles),
-        energies=tuple(energies),
-        seconds=seconds_total,
-        minimum_seconds=min(seconds_total, seconds_total - in_rounds + in_fewest_rounds),
+                with findings.aside():
+                    _look_closer(findings, runners, evaluation)
+    return findings.samples()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Findings:
+    """What a build has found so far. ``aside_seconds`` went into what does not count against its budget."""
+
+    job: BuildJob
+    clock: Callable[[], float]
+    started: float
+    timings: list[TimedCell] = field(default_factory=list)
+    engines: list[Mapping[str, Any]] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    profiles: list[Mapping[str, Any]] = field(default_factory=list)
+    energies: list[Mapping[str, Any]] = field(default_factory=list)
+    aside_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the build has taken, without what was measured aside."""
+        return self.clock() - self.started - self.aside_seconds
+
+    @property
+    def cell_total(self) -> int:
+        """How many precisions and batch sizes there are to time."""
+        return len(self.job.request.precisions) * len(self.job.request.batches)
+
+    @property
+    def seconds_for_next_cell(self) -> float | None:
+        """An equal share of what is left of the budget; None without one."""
+        if self.job.budget_seconds is None:
+            return None
+        return (self.job.budget_seconds - self.seconds) / (self.cell_total - len(self.timings))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do something beside the timed rounds."""
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self.aside_seconds += self.clock() - begun
+
+    def samples(self) -> BuildSamples:
+        """All of it, as it is kept."""
+        seconds = self.seconds
+        in_rounds = sum(sum(timing.round_seconds) for timing in self.timings)
+        in_fewest_rounds = sum(max(timing.round_seconds) * MINIMUM_ROUNDS for timing in self.timings)
+        return BuildSamples(
+            build=self.job.build,
+            cpus=self.job.cpus,
+            cells=tuple(timing.cell for timing in self.timings),
+            engines=tuple(self.engines),
+            accuracies={key: right.count("1") / len(right) for key, right in self.answers.items()},
+            answers=self.answers,
+            profiles=tuple(self.profiles),
+            energies=tuple(self.energies),
+            seconds=seconds,
+            minimum_seconds=min(seconds, seconds - in_rounds + in_fewest_rounds),
+        )
+
+
+def _measure_cell(findings: _Findings, runners: list[Runner], reader: SignalReader, batch: int, tell: Tell) -> None:
+    """Time what is bound, and what is asked for beside."""
+    job, done, total = findings.job, len(findings.timings), findings.cell_total
+    if job.build == 0 and job.request.evaluation is None:
+        _look_at_outputs(runners)
+    findings.timings.append(
+        time_rounds(
+            runners,
+            batch,
+            options=job.request.options,
+            orders_of=(job.build, done),
+            seconds=findings.seconds_for_next_cell,
+            cpus=job.request.options.threads,
+            sample=reader.sample,
+            tell=within(tell, before=done / total, share=1 / total),
+        )
     )
+    if job.build < ENERGY_BUILDS and job.request.options.energy:
+        with findings.aside():
+            findings.energies += energies_of(runners, reader, batch=batch)
+
+
+def _look_closer(findings: _Findings, runners: list[Runner], evaluation: EvaluationSet | None) -> None:
+    """Accuracies and profiles: after the rounds of all batch sizes, so that no timed run follows a profiled one."""
+    request = findings.job.request
+    if evaluation is not None:
+        findings.answers |= _answers(runners, evaluation, max(request.batches))
+    if not request.options.profile:
+        return
+    for timing in findings.timings[-len(request.batches) :]:
+        _bind_inputs(runners, request, timing.cell.batch, evaluation)
+        findings.profiles += profiles_of(runners, timing.cell, request.options.granules)
+
+
+def _runs_on_gpu(engine: Engine) -> bool:
+    return not (engine.availability().device or "CPU").startswith("CPU")
 
 
 def _build_all(
@@ -172,17 +223,6 @@ def _look_at_outputs(runners: list[Runner]) -> None:
             runner.engine.run()
             found = dict.fromkeys([*runner.facts.get("not_finite", ()), *not_finite(runner.engine.read())])
             runner.facts["not_finite"] = list(found)
-
-
-def _profiles(
-    runners: list[Runner], request: BenchRequest, cells: Sequence[Cell], evaluation: EvaluationSet | None
-) -> list[Mapping[str, Any]]:
-    """Profiles at every batch size: after the rounds of all, so that no timed run follows a profiled one."""
-    found: list[Mapping[str, Any]] = []
-    for cell in cells:
-        _bind_inputs(runners, request, cell.batch, evaluation)
-        found += profiles_of(runners, cell, request.options.granules)
-    return found
 
 
 def _answers(runners: list[Runner], evaluation: EvaluationSet, batch: int) -> dict[str, str]:
