@@ -5,7 +5,7 @@ from prune2deploy.engines.onnxruntime.cpu import OrtCpuEngine
 from prune2deploy.engines.onnxruntime.cuda import OrtCudaEngine
 from prune2deploy.engines.openvino import OpenVINOEngine
 from prune2deploy.engines.tensorrt.family import TensorRTEngine, TensorRTRTXEngine
-from prune2deploy.engines.torch_engine import TorchEngine
+from prune2deploy.engines.torch.engine import TorchEngine
 from prune2deploy.errors import EngineError, InputError
 
 AUTO = "auto"

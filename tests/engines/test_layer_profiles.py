@@ -152,7 +152,7 @@ def test_one_slow_run_changes_nothing(write_network, tmp_path: Path) -> None:
 def test_ort_cuda_and_the_torch_engines_tell_no_layers() -> None:
     with pytest.raises(EngineError, match="do not time the layers on a GPU"):
         OrtCudaRun.profile_layers(object.__new__(OrtCudaRun), 5)
-    torch_engine = importlib.import_module("prune2deploy.engines.torch_engine")
+    torch_engine = importlib.import_module("prune2deploy.engines.torch.engine")
     assert not any(hasattr(value, "profile_layers") for value in vars(torch_engine).values())
 
 

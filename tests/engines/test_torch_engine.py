@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from prune2deploy.checkpoint.bundle import save_bundle
 from prune2deploy.engines.capabilities import DeviceClock, InputCopies, Queue
 from prune2deploy.engines.engine import BuildOptions
-from prune2deploy.engines.torch_engine import TorchEngine
+from prune2deploy.engines.torch.engine import TorchEngine
 from prune2deploy.errors import CheckpointError, EngineError, InputError
 from prune2deploy.model.spec import ModelSpec, build_model
 
@@ -243,9 +243,9 @@ def test_int8_and_stored_engines_are_refused(onnx_file, bundle, tmp_path: Path) 
 def test_a_torch_that_does_not_load_is_told_and_not_raised() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from prune2deploy.engines import torch_engine\n"
-        "torch_engine.find_spec = lambda name: object()\n"
-        "found = torch_engine.TorchEngine('eager').availability()\n"
+        "from prune2deploy.engines.torch import engine\n"
+        "engine.find_spec = lambda name: object()\n"
+        "found = engine.TorchEngine('eager').availability()\n"
         "print(found.runs, found.reason)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

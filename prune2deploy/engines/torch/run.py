@@ -1,118 +1,33 @@
-"""PyTorch itself, which deployment is measured against: eager, compiled, or captured as a CUDA graph.
+"""A module on its device, called on bound tensors."""
 
-These engines run the bundle that an ONNX file was exported from, and not the file. The file says what the network
-takes and gives, and of which weights it was made. This is the only module of this folder that uses torch.
-"""
-
-import json
-import os
-import shutil
-import sysconfig
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prune2deploy.engines.census import Census
-from prune2deploy.engines.engine import Array, Availability, BuildOptions, BuildSummary, BuiltEngine, TensorInfo
+from prune2deploy.engines.engine import Array, BuildOptions, TensorInfo
 from prune2deploy.engines.onnx_file import OnnxFile
-from prune2deploy.engines.preconditions import checked_arrays, checked_file, closed, no_stored_engine
+from prune2deploy.engines.preconditions import checked_arrays, closed
+from prune2deploy.engines.torch.tensors import array_from_tensor, tensor_from_array
 from prune2deploy.errors import EngineError, InputError
-from prune2deploy.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch
 
-Mode = Literal["eager", "compile", "cuda-graph"]
+    from prune2deploy.engines.torch.engine import TorchEngine
 
-_NAMES: Mapping[Mode, str] = {"eager": "torch", "compile": "torch-compile", "cuda-graph": "torch-cuda-graph"}
 # Each variant, copy and batch size of a benchmark is one more compilation of the same code.
 _MOST_COMPILATIONS = 256
 _RUNS_BEFORE_CAPTURE = 3
-# What an ONNX file's metadata says was built into its graph: the option that did it, and its value where nothing was.
-_BUILT_IN: Mapping[str, tuple[str, object]] = {
-    "input_format": ("--input", "nchw"),
-    "normalize": ("--normalize", None),
-    "softmax": ("--softmax", False),
-    "top_k": ("--top-k", None),
-}
 
 
-class TorchEngine:
-    """Runs the module of a bundle with PyTorch, on the GPU if torch sees one and otherwise on the CPU.
-
-    Weights are cast to the precision; inputs and outputs have the types of the ONNX file, and their casts are part of
-    a run. On a GPU other precisions than fp32 use the channels-last layout, which their convolutions want. Nothing
-    else is changed: batch norms are not folded, and ``torch.compile`` has its default mode.
-    """
-
-    stores_engines = False
-    precisions = frozenset({"fp32", "tf32", "fp16", "bf16"})
-
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
-        self.name = _NAMES[mode]
-
-    def availability(self) -> Availability:
-        """Whether torch can be imported, and has what the mode needs: a compiler, or a GPU."""
-        if find_spec("torch") is None:
-            return _absent("torch is not installed", "pip install torch")
-        try:
-            import torch
-        except (ImportError, OSError) as error:
-            return _absent(f"torch cannot be loaded ({error})", "pip install --force-reinstall torch")
-        gpu = torch.cuda.is_available()
-        version = str(torch.__version__)
-        if self.mode == "cuda-graph" and not gpu:
-            return _absent("torch sees no GPU", "run it on a machine with an NVIDIA GPU and its driver", version)
-        if self.mode == "compile" and (lack := _missing_compiler(gpu=gpu)) is not None:
-            return _absent(f"torch.compile finds no {lack}", f"install {lack}", version)
-        device = str(torch.cuda.get_device_name(0)) if gpu else "CPU"
-        return Availability(runs=True, builds=True, version=version, device=device)
-
-    def build(self, onnx_path: Path, options: BuildOptions, *, progress: Progress = SILENT) -> BuiltEngine:
-        """Load the bundle of an ONNX file. Compiling and capturing happen when a shape is bound for the first time.
-
-        Raises:
-            EngineError: no bundle is known for the file, or the mode, precision or device is not to be had here.
-            InputError: the file is missing, no ONNX network, was exported from other weights, or has preprocessing or
-                postprocessing in its graph, which the bundle lacks.
-            CheckpointError: the bundle is damaged.
-        """
-        file = checked_file(self, onnx_path, options)
-        if options.bundle is None:
-            raise EngineError(
-                f"{self.name} runs bundles, and no bundle is known for this ONNX file",
-                where=str(onnx_path),
-                hint="bench the run folder that it was exported from, or name another --engine",
-            )
-        _refuse_what_is_built_in(self.name, file)
-        import torch
-
-        if options.precision == "tf32" and not torch.cuda.is_available():
-            raise EngineError("tf32 is a way of GPUs, and torch sees none", where=self.name, hint="use fp32")
-        run = _CudaRun if torch.cuda.is_available() else _Run
-        return run(self, file, options, options.bundle)
-
-    def build_file(
-        self, onnx_path: Path, engine_path: Path, options: BuildOptions, *, progress: Progress = SILENT
-    ) -> BuildSummary:
-        """Refuse: the bundle is all that there is to store.
-
-        Raises:
-            EngineError: always.
-        """
-        raise no_stored_engine(self.name, "it runs the bundle itself")
-
-
-class _Run:
+class TorchRun:
     """A module on its device, called on bound tensors."""
 
-    def __init__(self, engine: TorchEngine, file: OnnxFile, options: BuildOptions, bundle: Path) -> None:
+    def __init__(self, engine: "TorchEngine", file: OnnxFile, options: BuildOptions, bundle: Path) -> None:
         import torch
 
         from prune2deploy.checkpoint.bundle import load_bundle
@@ -157,7 +72,7 @@ class _Run:
 
         if self._model is None:
             raise closed(self._file.path)
-        given = [_tensor(array) for array in checked_arrays(self.inputs, arrays, self._file.path)]
+        given = [tensor_from_array(array) for array in checked_arrays(self.inputs, arrays, self._file.path)]
         self._settle()
         with torch.inference_mode():
             if [tensor.shape for tensor in given] == [tensor.shape for tensor in self._bound]:
@@ -188,7 +103,7 @@ class _Run:
     def read(self) -> dict[str, NDArray[np.generic]]:
         """Outputs of the last run, as host arrays of their own."""
         return {
-            info.name: _array(tensor, np.dtype(info.dtype))
+            info.name: array_from_tensor(tensor, np.dtype(info.dtype))
             for info, tensor in zip(self.outputs, self._results, strict=True)
         }
 
@@ -334,119 +249,3 @@ class _Run:
             for hook in hooks:
                 hook.remove()
         return None
-
-
-class _CudaRun(_Run):
-    """A module on a GPU, which has a clock and a memory of its own and takes several runs at once."""
-
-    _given: Sequence["torch.Tensor"] = ()
-
-    def bind(self, arrays: Mapping[str, Array]) -> None:
-        """As ``_Run.bind``; the arrays are kept for ``time_copies``."""
-        super().bind(arrays)
-        self._given = [_tensor(array) for array in checked_arrays(self.inputs, arrays, self._file.path)]
-
-    def run(self) -> None:
-        """Run once over what is bound, and wait for the GPU."""
-        import torch
-
-        self._launch()
-        torch.cuda.synchronize()
-
-    def time_on_device(self, runs: int) -> list[int]:
-        """Run ``runs`` times what is bound, each timed by CUDA events around it. Unit: ns. Shape: -> (runs,).
-
-        One untimed run goes first, behind which the host can get ahead. In eager mode it often cannot, and the time
-        holds the GPU's waits for the next kernel.
-        """
-        import torch
-
-        event: Any = torch.cuda.Event
-        moments = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(runs)]
-        self._launch()
-        for before, after in moments:
-            before.record()
-            self._launch()
-            after.record()
-        torch.cuda.synchronize()
-        return [round(before.elapsed_time(after) * 1e6) for before, after in moments]
-
-    def time_copies(self, copies: int) -> list[int]:
-        """Copy the bound inputs to the GPU ``copies`` times, as ``bind`` does: from pageable memory, waiting for each.
-
-        Unit: ns of wall-clock time each. Shape: -> (copies,).
-        """
-        import torch
-
-        samples = []
-        with torch.inference_mode():
-            for _ in range(copies):
-                begun = time.perf_counter_ns()
-                for place, tensor in zip(self._bound, self._given, strict=True):
-                    place.copy_(tensor)
-                torch.cuda.synchronize()
-                samples.append(time.perf_counter_ns() - begun)
-        return samples
-
-    def queue_depth(self) -> int:
-        """Two: one run that the GPU works on, and the next one waiting on its stream."""
-        return 2
-
-    def run_queued(self, runs: int) -> None:
-        """Launch ``runs`` runs without waiting, on one stream, then wait for the last."""
-        import torch
-
-        for _ in range(runs):
-            self._launch()
-        torch.cuda.synchronize()
-
-
-def _absent(reason: str, hint: str, version: str | None = None) -> Availability:
-    return Availability(runs=False, builds=False, version=version, reason=reason, hint=hint)
-
-
-def _missing_compiler(*, gpu: bool) -> str | None:
-    """What torch.compile lacks here: a C++ compiler; for a GPU Triton and a C compiler; Python's headers for both."""
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python.h (Python's headers: python3-dev on Debian)"
-    if gpu:
-        if find_spec("triton") is None:
-            return "triton (pip install triton)"
-        compilers = (os.environ.get("CC", "gcc"), "clang")
-        return None if any(map(shutil.which, compilers)) else "C compiler (gcc)"
-    return None if shutil.which(os.environ.get("CXX", "g++")) else "C++ compiler (g++)"
-
-
-def _refuse_what_is_built_in(engine: str, file: OnnxFile) -> None:
-    """Refuse files that do more than the module does, since the two would not be compared on the same work.
-
-    Raises:
-        InputError: normalisation, softmax, another input format or the like is built into the graph.
-    """
-    for key, (option, nothing) in _BUILT_IN.items():
-        if json.loads(file.metadata.get(key, json.dumps(nothing))) != nothing:
-            raise InputError(
-                f"was exported with {option}, and {engine} runs the bundle, which has nothing of it built in",
-                where=str(file.path),
-                hint=f"export again without {option}, or name another --engine",
-            )
-
-
-def _tensor(array: Array) -> "torch.Tensor":
-    """A host tensor with an array's values. NumPy has no bfloat16 of its own, so its bits are taken over."""
-    import torch
-
-    values = np.ascontiguousarray(array)
-    if values.dtype.name == "bfloat16":
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(values)
-
-
-def _array(tensor: "torch.Tensor", dtype: np.dtype[Any]) -> NDArray[Any]:
-    import torch
-
-    host = tensor.detach().to("cpu", copy=True).contiguous()
-    if host.dtype == torch.bfloat16:
-        return host.view(torch.int16).numpy().view(dtype)
-    values: NDArray[Any] = host.numpy()
-    return values
