@@ -11,7 +11,7 @@ CHANNELS, SIZE = 32, 28
 BASE_LAYERS = 200
 """10 ms and more on one CPU core."""
 SAME_LAYERS = 20
-SMALL_LAYERS = 7
+SMALL_LAYERS = 15
 """About 1 ms."""
 
 KNOWN = {"2%": 204, "5%": 210, "20%": 240, "2x": 400}
