@@ -9,8 +9,10 @@ WORKERS ?= 2
 demo: install
 	$(BIN)/p2d demo
 
+# A worker of pytest-xdist has died without a word in two of about ten full runs, each time in another test that passes by
+# itself. A test whose worker died is run once more, in a new one; a test that fails is not.
 test: install lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu" --reruns 1 --only-rerun '^worker .* crashed'
 
 lint: install
 	$(BIN)/ruff check .
