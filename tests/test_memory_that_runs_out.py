@@ -91,3 +91,18 @@ def test_the_command_line_says_what_to_lower_and_leaves_with_5(
     result = run_p2d("inspect", "greedy_on_cpu:Greedy", "--input", "1x8x8")
     assert result.exit_code == 5
     assert "there is not enough memory; lower" in result.stderr
+
+
+class GreedyOnceItRuns(Greedy):
+    """Cannot be traced, for another reason; looking closer at why takes the memory."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            raise ValueError("cannot be followed")
+        return super().forward(image)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_while_looking_why_a_model_cannot_be_traced(error: type[Exception]) -> None:
+    with pytest.raises(error, match="not enough"):
+        trace(GreedyOnceItRuns(error).eval(), (torch.zeros(1, 1, 3, 3),))

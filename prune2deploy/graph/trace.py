@@ -174,6 +174,8 @@ def _untraceable(model: nn.Module, inputs: tuple[Any, ...], error: Exception, *,
     try:
         with torch.no_grad():
             model(*torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, inputs))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as own:  # noqa: BLE001  # told to the user, whatever it is
         shapes = [tuple(one.shape) for one in torch.utils._pytree.tree_leaves(inputs) if isinstance(one, torch.Tensor)]
         return ModelError(
