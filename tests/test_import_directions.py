@@ -14,7 +14,7 @@ PACKAGE = Path(prune2deploy.__file__).parent
 NAME = "prune2deploy"
 
 STAGES = {"model", "data", "graph", "importance", "budget", "surgery", "policies", "training", "checkpoint"}
-STAGES |= {"export", "engines", "bench", "report"}
+STAGES |= {"export", "engines", "bench", "report", "latency"}
 ALLOWED = {
     "cli": {"pipeline"},
     "pipeline": STAGES,
@@ -27,13 +27,14 @@ ALLOWED = {
     "training": {"policies.policy", "surgery", "data", "budget.plan"},
     "export": {"model", "data"},
     "bench": {"engines"},
+    "latency": {"engines", "bench", "budget.surface", "graph.unit"},
     "report": {"bench"},
     "engines": set(),
     "model": {"user_code"},
     "data": {"user_code"},
 }
 FOR_ALL = {"errors", "run", "storage", "progress", "evaluation", "processes"}
-WITHOUT_TORCH = ["engines", "bench", "report"]
+WITHOUT_TORCH = ["engines", "bench", "report", "latency"]
 TORCH_FAMILY = {"torch", "torchvision", "timm", "accelerate", "safetensors", "onnxscript"}
 # The torch engines run bundles with torch by their nature: the one exception, and they load no other stage.
 TORCH_ENGINE = "engines/torch/"

@@ -139,8 +139,8 @@ def _unreachable(graph: ChannelGraph, scores: Scores, budget: Budget, granule: i
         return TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
     smallest = _Ladder.of(graph, scores, granule).smallest()
     reached = ", ".join(
-        f"{achieved_fraction(graph.cost, name, smallest):.4f} of the {COST_WORDS[name]} (asked: {fraction})"
-        for name, fraction in budget.fractions.items()
+        f"{achieved:.4f} of the {COST_WORDS[name]} (asked: {budget.fractions[name]:.4g})"
+        for name, achieved in budget.achieved(graph.cost, smallest).items()
     )
     hint = "ask for no less" if granule == 1 else "ask for no less, or pass a smaller --align"
     return TargetError(f"no plan reaches the target; the smallest one keeps {reached}", hint=hint)
