@@ -67,27 +67,6 @@ TrustPickle = Annotated[
 ]
 
 # Target
-Flops = Annotated[
-    str | None,
-    typer.Option(
-        "--flops", metavar="SHARE", rich_help_panel=_TARGET, help="Share of the dense FLOPs that stays, such as 0.33."
-    ),
-]
-Params = Annotated[
-    str | None,
-    typer.Option(
-        "--params",
-        metavar="SHARE",
-        rich_help_panel=_TARGET,
-        help="Share of the dense parameters that stays, such as 0.5. Of several targets, all must hold.",
-    ),
-]
-Ranking = Annotated[
-    str,
-    typer.Option(
-        "--ranking", metavar="NAME", rich_help_panel=_TARGET, help=listed("How channels compete", choices.RANKINGS)
-    ),
-]
 Scope = Annotated[
     str,
     typer.Option(
@@ -278,24 +257,6 @@ Engine = Annotated[
         metavar="NAME",
         rich_help_panel=_MEASURING,
         help=listed("One of", choices.ENGINES) + " `p2d doctor` says which run here.",
-    ),
-]
-AlignForEngine = Annotated[
-    str | None,
-    typer.Option(
-        "--engine",
-        metavar="NAME",
-        rich_help_panel=_TARGET,
-        help=listed("The engine to align for", choices.ENGINES),
-    ),
-]
-AlignForPrecision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="NAME",
-        rich_help_panel=_TARGET,
-        help=listed("The precision to align for", choices.PRECISIONS),
     ),
 ]
 Precision = Annotated[

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prune2deploy.errors import InputError
-from prune2deploy.pipeline.choices import MIXED_PRECISIONS, OPTIMIZERS, SCHEDULES, known
-from prune2deploy.pipeline.requests import Claim, InputShape, TrainingChoices, check_fraction
+from prune2deploy.pipeline.choices import MIXED_PRECISIONS, OPTIMAL_RANKING, OPTIMIZERS, SCHEDULES, known
+from prune2deploy.pipeline.requests import Claim, InputShape, TrainingChoices
+from prune2deploy.pipeline.targets import LatencyTarget, Targets, check_fraction
+
+_NANOSECONDS = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+_EXAMPLE_OF_LATENCY = "0.5, or a time such as 2.0ms"
 
 
 def fraction(option: str, text: str | None) -> float | None:
@@ -13,6 +18,74 @@ def fraction(option: str, text: str | None) -> float | None:
     if text is None:
         return None
     return check_fraction(option, _number(option, text, example="0.33"))
+
+
+def latency(option: str, text: str | None) -> LatencyTarget | None:
+    """A share of the dense latency, such as 0.5, or a time with its unit, such as 2.0ms, 800us or 1.5s."""
+    if text is None:
+        return None
+    unit = next((unit for unit in _NANOSECONDS if text.endswith(unit)), None)  # "s" last: it ends the others too
+    number = _number(option, text if unit is None else text.removesuffix(unit), example=_EXAMPLE_OF_LATENCY)
+    if unit is not None:
+        if not 0 < number < float("inf"):
+            raise InputError("is no time", where=f"{option} {text}", hint=f"for instance {option} 2.0ms")
+        return LatencyTarget(nanoseconds=number * _NANOSECONDS[unit])
+    if number > 1:
+        raise InputError(
+            "has no unit, and is more than the whole latency",
+            where=f"{option} {text}",
+            hint=f"pass a time such as {option} {text}ms, or the share of the dense latency that stays: {option} 0.5",
+        )
+    return LatencyTarget(fraction=check_fraction(option, number))
+
+
+def targets(*, flops: str | None, params: str | None, memory: str | None, latency_text: str | None) -> Targets:
+    """The options of targets, each under the name of its option; none may be given."""
+    return Targets(
+        flops=fraction("--flops", flops),
+        parameters=fraction("--params", params),
+        memory=fraction("--memory", memory),
+        latency=latency("--latency", latency_text),
+    )
+
+
+def pareto(option: str, text: str | None) -> tuple[float, ...]:
+    """Shares of the dense latency, comma-separated, such as 0.8,0.65,0.5; descending, and none twice."""
+    if text is None:
+        return ()
+    found = [check_fraction(option, _number(option, part.strip(), example="0.8,0.65,0.5")) for part in text.split(",")]
+    if len(set(found)) < len(found):
+        raise InputError("names a share twice", where=f"{option} {text}", hint=f"for instance {option} 0.8,0.65,0.5")
+    return tuple(sorted(found, reverse=True))
+
+
+def measured_with(
+    aimed: Targets | None,
+    *,
+    pareto: tuple[float, ...] = (),
+    ranking: str | None,
+    batch: int | None,
+    threads: int | None,
+    solver_seconds: float | None,
+) -> dict[str, Any]:
+    """What latency and memory are taken with, and the solver's time: fields of a request, those that were given.
+
+    Raises:
+        InputError: one was given that no target uses.
+    """
+    latency_asked = bool(pareto) or (aimed is not None and aimed.latency is not None)
+    memory_asked = aimed is not None and aimed.memory is not None
+    solved = ranking == OPTIMAL_RANKING or (ranking is None and (latency_asked or memory_asked))
+    where_used = (
+        ("--batch", batch, latency_asked or memory_asked, "--latency, --pareto or --memory"),
+        ("--threads", threads, latency_asked, "--latency or --pareto"),
+        ("--solver-seconds", solver_seconds, solved, "--ranking optimal, which --latency, --pareto and --memory take"),
+    )
+    for option, value, used, users in where_used:
+        if value is not None and not used:
+            raise InputError("is used by no target that is set", where=f"{option} {value:g}", hint=f"it is for {users}")
+    given = {"batch": batch, "threads": threads, "solver_seconds": solver_seconds}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def input_shape(option: str, text: str | None) -> InputShape | None:
@@ -249,12 +322,6 @@ def run_or_files(paths: list[Path] | None) -> tuple[Path | None, tuple[Path, ...
             "is a folder among several names", where=str(folders[0]), hint="name one run folder, or only ONNX files"
         )
     return folders[0], ()
-
-
-def refuse_option(option: str, value: object, *, hint: str) -> None:
-    """Refuse an option of the contract that this version does not have, if it was given."""
-    if value is not None and value is not False:
-        raise InputError("is not available in this version", where=option, hint=hint)
 
 
 def _number(option: str, text: str, *, example: str) -> float:

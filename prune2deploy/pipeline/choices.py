@@ -31,9 +31,12 @@ TRAINING_METHODS: Mapping[str, str] = {
 }
 METHODS_WITH_TARGET = ("3sp", "epi")
 """Methods of training that need a target; the others size the network themselves and take one as a stop."""
+DEFAULT_RANKING = "global"
+OPTIMAL_RANKING = "optimal"
 RANKINGS: Mapping[str, str] = {
-    "global": "channels of all layers compete",
+    DEFAULT_RANKING: "channels of all layers compete",
     "per-layer": "every layer gives the same share",
+    OPTIMAL_RANKING: "of all plans within the targets the one that loses least, by an integer program",
 }
 SCOPES: Mapping[str, str] = {
     "all": "every channel that can leave",
@@ -56,6 +59,8 @@ VARIANTS: Mapping[str, str] = {
     "scratch": "the pruned architecture with fresh weights, trained from scratch",
 }
 DEFAULT_VARIANTS = ("dense", "pruned", "reduced")
+PARETO_VARIANTS = ("dense", "pruned")
+"""Those that a family of several pruned networks has: the others are made to compare with one."""
 SCENARIOS: Mapping[str, str] = {
     "single-stream": "one input at a time, judged by the 90th percentile",
     "offline": "all inputs at once, judged by throughput",

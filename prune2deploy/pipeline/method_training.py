@@ -101,7 +101,7 @@ def _prepared(request: TrainRequest, scratch: Scratch, progress: Progress) -> _T
         budget=None if targets is None else Budget(flops=targets.flops, parameters=targets.parameters),
         granule=choices.alignment,
         default_granule=granule_for(choices.engine, choices.precision),
-        ranking=choices.ranking,
+        ranking=choices.chosen_ranking,
         seed=request.seed,
     )
     return _Task(request=request, scratch=scratch, whole=whole, free=free, aim=aim, inputs=inputs, progress=progress)
@@ -227,8 +227,8 @@ def _options(request: TrainRequest, scratch: Scratch) -> dict[str, Any]:
         "method": request.method,
         "recipe": scratch.recipe.to_document(),
         "method_options": dict(choices.options),
-        "targets": {} if choices.targets is None else asdict(choices.targets),
-        "ranking": choices.ranking,
+        "targets": {} if choices.targets is None else choices.targets.to_document(),
+        "ranking": choices.chosen_ranking,
         "scope": choices.scope,
         "protect": list(choices.protect),
         "only": list(choices.only),

@@ -3,7 +3,6 @@
 None means that the user left the choice to the pipeline, which makes it and says so.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +10,18 @@ from typing import Any, Literal
 
 from prune2deploy.errors import InputError
 from prune2deploy.pipeline.choices import DEFAULT_VARIANTS
+from prune2deploy.pipeline.targets import (
+    DEFAULT_SOLVER_SECONDS,
+    check_latency,
+    check_measured_at,
+    check_pareto,
+    ranking_for,
+)
+from prune2deploy.pipeline.targets import LatencyTarget as LatencyTarget
+from prune2deploy.pipeline.targets import Targets as Targets
 
 InputShape = tuple[int, int, int]
 Claim = float | Literal["flops"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Targets:
-    """Fractions of the dense model that stay, each strictly between 0 and 1; all that are set must hold."""
-
-    flops: float | None = None
-    parameters: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.flops is None and self.parameters is None:
-            raise InputError(
-                "no target is set", hint="say which share of the dense model stays: --flops 0.33 or --params 0.5"
-            )
-        for option, value in (("--flops", self.flops), ("--params", self.parameters)):
-            if value is not None:
-                check_fraction(option, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +50,14 @@ class MethodChoices:
     """How a method that prunes while it trains is to do it.
 
     ``options`` are fields of the method's own options record, the others take its defaults. ``targets`` None: none.
-    ``alignment`` None takes what ``engine`` and ``precision`` want. ``variants`` are those to make; ``dense`` is
-    always there, and trained only where it is among them.
+    ``ranking`` None takes what suits the targets. ``alignment`` None takes what ``engine`` and ``precision`` want.
+    ``variants`` are those to make; ``dense`` is always there, and trained only where it is among them. ``batch``,
+    ``threads`` and ``solver_seconds`` are as in ``PruneRequest``.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     targets: Targets | None = None
-    ranking: str = "global"
+    ranking: str | None = None
     scope: str = "all"
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -74,9 +66,21 @@ class MethodChoices:
     engine: str | None = None
     precision: str | None = None
     variants: tuple[str, ...] = ("pruned",)
+    batch: int = 1
+    threads: int | None = None
+    solver_seconds: float = DEFAULT_SOLVER_SECONDS
 
     def __post_init__(self) -> None:
         _check_holds_pruned(self.variants)
+        if self.targets is not None:
+            self.targets.required()
+            check_latency(self.targets.latency is not None, self.precision)
+        check_measured_at(self.batch, self.threads, self.solver_seconds)
+
+    @property
+    def chosen_ranking(self) -> str:
+        """How channels compete."""
+        return self.ranking or ranking_for(needs_units=self.targets is not None and self.targets.needs_units)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +111,11 @@ class PruneRequest:
     takes what the checkpoint records. With ``cuts`` or ``every_steps`` the fine-tuning itself cuts, so many times or
     every so many steps. ``flop_penalty`` is what the whole of the dense FLOPs is worth in units of the criterion.
     ``distill``: the dense model is the teacher of every variant that is trained.
+
+    Latency is that of ``engine`` (None: the best that runs here) at ``precision`` (None: fp32), of one run of ``batch``
+    images with ``threads`` (None: all cores) inside an operator; memory is at ``batch`` and ``precision``. ``ranking``
+    None takes what suits the targets, and ``solver_seconds`` bounds each solution of ``optimal``. Each of ``pareto`` is
+    a fraction of the dense latency, descending: one network is cut to each, and ``targets`` hold for all of them.
     """
 
     checkpoint: Path
@@ -115,7 +124,7 @@ class PruneRequest:
     data: str | None = None
     input_shape: InputShape | None = None
     method: str | None = None
-    ranking: str = "global"
+    ranking: str | None = None
     scope: str = "all"
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -131,6 +140,10 @@ class PruneRequest:
     every_steps: int | None = None
     flop_penalty: float = 0.0
     distill: bool = False
+    batch: int = 1
+    threads: int | None = None
+    solver_seconds: float = DEFAULT_SOLVER_SECONDS
+    pareto: tuple[float, ...] = ()
     seed: int = 0
     resume: bool = False
     out: Path | None = None
@@ -139,8 +152,25 @@ class PruneRequest:
 
     def __post_init__(self) -> None:
         _check_holds_pruned(self.variants)
+        if self.pareto:
+            check_pareto(self.pareto, self.targets, self.variants)
+            if self.cuts is not None or self.every_steps is not None:
+                raise InputError(
+                    "cuts one network while it trains, and --pareto makes several",
+                    where="--cuts" if self.cuts is not None else "--every-steps",
+                    hint="leave it out, or prune to one --latency",
+                )
+        else:
+            self.targets.required()
+        check_latency(bool(self.pareto) or self.targets.latency is not None, self.precision)
+        check_measured_at(self.batch, self.threads, self.solver_seconds)
         if self.cuts is not None and self.every_steps is not None:
             raise InputError("each say when to cut", where="--cuts and --every-steps", hint="pass the one or the other")
+
+    @property
+    def chosen_ranking(self) -> str:
+        """How channels compete."""
+        return self.ranking or ranking_for(needs_units=bool(self.pareto) or self.targets.needs_units)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,27 +347,6 @@ def check_tolerance(option: str, value: float) -> float:
     """
     if not 0 <= value < 1:
         raise InputError("is no tolerance", where=f"{option} {value:g}", hint=f"pass a share such as {option} 0.02")
-    return value
-
-
-def check_fraction(option: str, value: float) -> float:
-    """``value`` itself, if it is a share that pruning can aim at: more than 0 and less than 1.
-
-    Raises:
-        InputError: it is not; the message says what it would mean.
-    """
-    example = f"pass the share of the dense model that stays, between 0 and 1: {option} 0.33"
-    if not math.isfinite(value):
-        raise InputError("is not a finite number", where=f"{option} {value:g}", hint=example)
-    if value < 0:
-        raise InputError("is negative", where=f"{option} {value:g}", hint=example)
-    if value == 0:
-        raise InputError("nothing would be left", where=f"{option} {value:g}", hint=example)
-    if value == 1:
-        raise InputError("nothing would be removed", where=f"{option} {value:g}", hint=example)
-    if value > 1:
-        percent = f"did you mean {option} {value / 100:g}? " if 2 < value < 100 else ""
-        raise InputError("is more than the whole model", where=f"{option} {value:g}", hint=percent + example)
     return value
 
 

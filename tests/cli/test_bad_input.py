@@ -125,7 +125,7 @@ def test_a_target_that_is_no_share_is_refused(option, target, refused):
 
 
 def test_no_target_and_unknown_names_are_refused(refused):
-    assert "--flops 0.33 or --params 0.5" in refused(2, "prune", "good.pth")
+    assert "--latency 0.5, --flops 0.33" in refused(2, "prune", "good.pth")
     assert "choose l1, l2" in refused(2, "prune", "good.pth", "--flops", 0.5, "--method", "guess")
     assert "resnet20" in refused(2, "train", "resnet21", "--epochs", 1)
     assert "is not a data spec" in refused(2, "train", "resnet20", "--data", "numbers")

@@ -24,19 +24,22 @@ TRAINING = {
     "--weight-decay",
     "--mixed-precision",
 }
+LATENCY = {"--latency", "--memory", "--batch", "--threads", "--solver-seconds"}
 OPTIONS = {
     "train": TRAINING
     | RUNNING
     | {"--data", "--input", "--method", "--variants", "--seed", "--resume", "--out"}
     | {"--ema", "--compile", "--micro-batches", "--flops", "--params", "--ranking", "--scope", "--align", "--engine"}
     | {"--precision", "--protect", "--only", "--exact-only"}
+    | LATENCY
     | {option for taken in METHOD_OPTIONS.values() for option in taken},
     "prune": TRAINING
     | RUNNING
     | {"--flops", "--params", "--method", "--criterion", "--ranking", "--scope", "--align", "--engine", "--precision"}
     | {"--protect", "--only", "--exact-only", "--backend", "--attention", "--flop-penalty", "--cuts", "--every-steps"}
     | {"--distill", "--ema", "--compile", "--micro-batches"}
-    | {"--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
+    | LATENCY
+    | {"--pareto", "--variants", "--model", "--data", "--input", "--trust-pickle", "--seed", "--resume", "--out"},
     "family": RUNNING | {"--factors", "--resume"},
     "inspect": RUNNING
     | {"--model", "--input", "--scope", "--backend", "--attention", "--engine", "--precision"}

@@ -78,6 +78,60 @@ def test_every_option_of_prune_arrives(asked):
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "target"),
+    [
+        ("0.5", {"fraction": 0.5}),
+        ("2.0ms", {"nanoseconds": 2e6}),
+        ("800us", {"nanoseconds": 8e5}),
+        ("800µs", {"nanoseconds": 8e5}),
+        ("1.5s", {"nanoseconds": 1.5e9}),
+        ("90000 ns", {"nanoseconds": 9e4}),
+    ],
+)
+@pytest.mark.parametrize("command", [("prune", "net.pth"), ("train", "resnet20", "--method", "3sp")])
+def test_a_latency_is_a_share_or_a_time_with_its_unit(asked, command, typed, target):
+    request = asked(*command, "--latency", typed)
+    targets = request.targets if command[0] == "prune" else request.pruning.targets
+    assert targets == requests.Targets(latency=requests.LatencyTarget(**target))
+
+
+def test_what_a_latency_is_measured_with_arrives(asked):
+    measured = ("--engine", "ort-cpu", "--precision", "fp16", "--batch", "8", "--threads", "2", "--solver-seconds", "9")
+    targets = requests.Targets(flops=0.7, parameters=0.6, memory=0.5, latency=requests.LatencyTarget(nanoseconds=2e6))
+    all_targets = ("--flops", "0.7", "--params", "0.6", "--memory", "0.5", "--latency", "2ms")
+    expected = {"targets": targets, "engine": "ort-cpu", "precision": "fp16", "batch": 8, "threads": 2}
+    expected |= {"solver_seconds": 9.0, "ranking": None, "chosen_ranking": "optimal"}
+    request = asked("prune", "net.pth", *all_targets, *measured)
+    assert {name: getattr(request, name) for name in expected} == expected
+    request = asked("train", "resnet20", "--method", "epi", *all_targets, *measured)
+    assert {name: getattr(request.pruning, name) for name in expected} == expected
+
+
+def test_rankings_follow_the_targets_unless_one_is_named(asked):
+    def ranking(*typed):
+        return asked("prune", "net.pth", *typed).chosen_ranking
+
+    assert ranking("--flops", "0.5") == "global"
+    assert ranking("--flops", "0.5", "--ranking", "optimal", "--solver-seconds", "5") == "optimal"
+    assert ranking("--memory", "0.5") == "optimal"
+    assert ranking("--pareto", "0.5") == "optimal"
+    assert ranking("--latency", "0.5", "--ranking", "per-layer") == "per-layer"
+
+
+def test_a_family_of_latencies_arrives_the_slowest_first(asked):
+    request = asked("prune", "net.pth", "--pareto", "0.35, 0.8,0.65", "--params", "0.9", "--batch", "4")
+    assert request == requests.PruneRequest(
+        checkpoint=Path("net.pth"),
+        targets=requests.Targets(parameters=0.9),
+        pareto=(0.8, 0.65, 0.35),
+        variants=("dense", "pruned"),
+        batch=4,
+        command=request.command,
+    )
+    assert asked("prune", "net.pth", "--pareto", "0.5").targets == requests.Targets()
+
+
 def test_training_takes_digits_unless_told(asked):
     request = asked("train", "resnet20", "--epochs", "2")
     assert (request.model, request.data, request.method) == ("resnet20", "digits", "dense")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prune2deploy.cli import options, values
+from prune2deploy.cli import options, target_options, values
 from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import percent, variants_table
 from prune2deploy.pipeline.choices import (
@@ -14,6 +14,7 @@ from prune2deploy.pipeline.choices import (
     BACKENDS,
     DEFAULT_VARIANTS,
     ENGINES,
+    PARETO_VARIANTS,
     PRECISIONS,
     PRUNING_METHODS,
     RANKINGS,
@@ -22,7 +23,7 @@ from prune2deploy.pipeline.choices import (
     known,
 )
 from prune2deploy.pipeline.outcomes import PruneOutcome
-from prune2deploy.pipeline.requests import PruneRequest, Targets
+from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.progress import Progress
 
 
@@ -33,10 +34,11 @@ def prune(
             metavar="CKPT", help="A checkpoint: .pth, .pt, .ckpt, .safetensors, or a model folder of a run."
         ),
     ],
-    flops: options.Flops = None,
-    params: options.Params = None,
-    latency: Annotated[str | None, typer.Option("--latency", hidden=True)] = None,
-    memory: Annotated[str | None, typer.Option("--memory", hidden=True)] = None,
+    flops: target_options.Flops = None,
+    params: target_options.Params = None,
+    latency: target_options.Latency = None,
+    memory: target_options.Memory = None,
+    pareto: target_options.Pareto = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +49,7 @@ def prune(
             help=f"What makes a channel matter: {', '.join(PRUNING_METHODS)}. Default: the best for what is given.",
         ),
     ] = None,
-    ranking: options.Ranking = "global",
+    ranking: target_options.Ranking = None,
     scope: options.Scope = "all",
     protect: options.Protect = None,
     only: options.Only = None,
@@ -55,17 +57,21 @@ def prune(
     backend: options.Backend = "auto",
     attention: options.Attention = "heads",
     align: options.Align = "auto",
-    engine: options.AlignForEngine = None,
-    precision: options.AlignForPrecision = None,
+    engine: target_options.Engine = None,
+    precision: target_options.Precision = None,
+    batch: target_options.Batch = None,
+    threads: target_options.Threads = None,
+    solver_seconds: target_options.SolverSeconds = None,
     variants: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--variants",
             metavar="NAMES",
             rich_help_panel="Target",
-            help=f"What to make, comma-separated: {', '.join(VARIANTS)}.",
+            help=f"What to make, comma-separated: {', '.join(VARIANTS)}. Default: {','.join(DEFAULT_VARIANTS)}; with "
+            f"--pareto {','.join(PARETO_VARIANTS)}.",
         ),
-    ] = ",".join(DEFAULT_VARIANTS),
+    ] = None,
     model: options.Model = None,
     data: options.Data = None,
     input_shape: options.Input = None,
@@ -96,19 +102,17 @@ def prune(
 
     Channels really leave, and every cut is proven: the pruned model computes what the dense one does without them.
     """
-    values.refuse_option("--latency", latency, hint="set a target with --flops or --params")
-    values.refuse_option("--memory", memory, hint="set a target with --flops or --params")
+    targets = values.targets(flops=flops, params=params, memory=memory, latency_text=latency)
+    family = values.pareto("--pareto", pareto)
+    ranked = values.optional_name("--ranking", ranking, RANKINGS)
     request = PruneRequest(
         checkpoint=checkpoint,
-        targets=Targets(
-            flops=values.fraction("--flops", flops),
-            parameters=values.fraction("--params", params),
-        ),
+        targets=targets if family else targets.required(),
         model=model,
         data=data,
         input_shape=values.input_shape("--input", input_shape),
         method=values.optional_name("--method", method, PRUNING_METHODS),
-        ranking=known(ranking, RANKINGS, where="--ranking"),
+        ranking=ranked,
         scope=known(scope, SCOPES, where="--scope"),
         protect=values.patterns("--protect", protect),
         only=values.patterns("--only", only),
@@ -118,7 +122,7 @@ def prune(
         alignment=values.alignment("--align", align),
         engine=values.optional_name("--engine", engine, ENGINES),
         precision=values.optional_name("--precision", precision, PRECISIONS),
-        variants=values.names("--variants", variants, VARIANTS),
+        variants=_variants(variants, family=bool(family)),
         training=values.training_choices(
             epochs=epochs,
             lr=lr,
@@ -137,11 +141,15 @@ def prune(
         every_steps=every_steps,
         flop_penalty=values.rate("--flop-penalty", flop_penalty) or 0.0,
         distill=distill,
+        pareto=family,
         seed=seed,
         resume=resume,
         out=out,
         trust_pickle=trust_pickle,
         command=("p2d", *sys.argv[1:]),
+        **values.measured_with(
+            targets, pareto=family, ranking=ranked, batch=batch, threads=threads, solver_seconds=solver_seconds
+        ),
     )
     with working(quiet=quiet, verbose=verbose) as progress:
         from prune2deploy.pipeline.prune import run_prune
@@ -149,6 +157,12 @@ def prune(
         outcome = run_prune(request, progress)
     show_pruning(outcome, progress)
     print_line("next: p2d export, then p2d bench")
+
+
+def _variants(text: str | None, *, family: bool) -> tuple[str, ...]:
+    if text is None:
+        return PARETO_VARIANTS if family else DEFAULT_VARIANTS
+    return values.names("--variants", text, VARIANTS)
 
 
 def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
@@ -167,4 +181,4 @@ def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
     print_line(f"run: {outcome.run}")
 
 
-_WORDS = {"flops": "FLOPs", "parameters": "parameters"}
+_WORDS = {"flops": "FLOPs", "parameters": "parameters", "memory": "memory", "latency": "latency"}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from prune2deploy.cli import method_options, options, values
+from prune2deploy.cli import method_options, options, target_options, values
 from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import count, flop_count, percent, spell_cost, variants_table
 from prune2deploy.errors import InputError, TargetError
@@ -21,7 +21,7 @@ from prune2deploy.pipeline.choices import (
 )
 from prune2deploy.pipeline.method_options import options_of
 from prune2deploy.pipeline.outcomes import MethodOutcome, TrainOutcome
-from prune2deploy.pipeline.requests import MethodChoices, Targets, TrainRequest
+from prune2deploy.pipeline.requests import MethodChoices, TrainRequest
 from prune2deploy.progress import Progress
 
 
@@ -53,16 +53,21 @@ def train(
     max_rounds: method_options.MaxRounds = None,
     accuracy_drop: method_options.AccuracyDrop = None,
     every: method_options.Every = None,
-    flops: options.Flops = None,
-    params: options.Params = None,
-    ranking: options.Ranking = "global",
+    flops: target_options.Flops = None,
+    params: target_options.Params = None,
+    latency: target_options.Latency = None,
+    memory: target_options.Memory = None,
+    ranking: target_options.Ranking = None,
     scope: options.Scope = "all",
     protect: options.Protect = None,
     only: options.Only = None,
     exact_only: options.ExactOnly = False,
     align: options.Align = "auto",
-    engine: options.AlignForEngine = None,
-    precision: options.AlignForPrecision = None,
+    engine: target_options.Engine = None,
+    precision: target_options.Precision = None,
+    batch: target_options.Batch = None,
+    threads: target_options.Threads = None,
+    solver_seconds: target_options.SolverSeconds = None,
     data: options.Data = "digits",
     input_shape: options.Input = None,
     epochs: options.Epochs = None,
@@ -110,10 +115,14 @@ def train(
         "--accuracy-drop": accuracy_drop,
         "--every": every,
     }
+    taken = options_of(method, given)
+    aimed = values.targets(flops=flops, params=params, memory=memory, latency_text=latency)
+    targets = aimed.required() if method in METHODS_WITH_TARGET else aimed if aimed.is_set else None
+    ranked = values.optional_name("--ranking", ranking, RANKINGS)
     pruning = MethodChoices(
-        options=options_of(method, given),
-        targets=_targets(method, flops, params),
-        ranking=known(ranking, RANKINGS, where="--ranking"),
+        options=taken,
+        targets=targets,
+        ranking=ranked,
         scope=known(scope, SCOPES, where="--scope"),
         protect=values.patterns("--protect", protect),
         only=values.patterns("--only", only),
@@ -122,6 +131,7 @@ def train(
         engine=values.optional_name("--engine", engine, ENGINES),
         precision=values.optional_name("--precision", precision, PRECISIONS),
         variants=("pruned",) if variants is None else values.names("--variants", variants, VARIANTS),
+        **values.measured_with(targets, ranking=ranked, batch=batch, threads=threads, solver_seconds=solver_seconds),
     )
     if method == "dense" and (pruning != MethodChoices() or variants is not None):
         raise InputError(
@@ -161,12 +171,6 @@ def train(
         _show_method(outcome, progress)
     else:
         _show_dense(outcome, progress)
-
-
-def _targets(method: str, flops: str | None, params: str | None) -> Targets | None:
-    if flops is None and params is None and method not in METHODS_WITH_TARGET:
-        return None
-    return Targets(flops=values.fraction("--flops", flops), parameters=values.fraction("--params", params))
 
 
 def _show_dense(outcome: TrainOutcome, progress: Progress) -> None:
