@@ -57,6 +57,14 @@ class ReportContent:
         return {} if self.manifest is None else self.manifest.pruning
 
     @property
+    def latency_targets(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was found of each variant that was cut to a latency: one, or a family; nothing without such a target."""
+        if "latency" in self.pruning:
+            return {PRUNED: self.pruning["latency"]}
+        members = self.pruning.get("family", {})
+        return {name: member["latency"] for name, member in members.items() if "latency" in member}
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Facts worth a line, from the run and from the benchmark."""
         run = () if self.manifest is None else self.manifest.notes

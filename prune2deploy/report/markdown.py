@@ -20,6 +20,8 @@ _FOLDED = (
     "provenance",
     "files",
     "disturbed",
+    "latency-every",
+    "latency-member",
 )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from prune2deploy.report.canvas import Plot
 from prune2deploy.report.content import ReportContent
+from prune2deploy.report.latency_plots import latency_plots
 from prune2deploy.report.methods import method_plots
 from prune2deploy.report.profile_plots import profile_plots
 from prune2deploy.report.run_plots import history_plot, widths_plot
@@ -28,6 +29,7 @@ def _all_plots(content: ReportContent) -> Iterator[Plot | None]:
     for number, setting in enumerate(content.settings):
         yield distribution_plot(content, setting, key=f"latency{number}")
     yield from profile_plots(content)
+    yield from latency_plots(content)
     yield widths_plot(content)
     yield history_plot(content)
     yield from method_plots(content)

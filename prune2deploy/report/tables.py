@@ -14,6 +14,7 @@ from prune2deploy.report.figures import (
     spell_number,
     spell_percent,
 )
+from prune2deploy.report.latency_tables import latency_tables
 from prune2deploy.report.measured_tables import engines_table, result_tables
 from prune2deploy.report.methods import method_tables
 from prune2deploy.report.profile_tables import profile_tables
@@ -40,6 +41,7 @@ def report_tables(content: ReportContent) -> tuple[Table, ...]:
     measured = (*result_tables(result), *baseline_tables(result), *profile_tables(result)) if result is not None else ()
     rest = (
         variants_table(content),
+        *latency_tables(content),
         costs_table(content),
         *method_tables(content),
         resources_table(content.result),
@@ -239,7 +241,7 @@ def provenance_table(content: ReportContent) -> Table:
     facts |= {
         f"pruning: {name}": value
         for name, value in pruning.items()
-        if name not in ("layers", "frozen", "inexact", "plan")
+        if name not in ("layers", "frozen", "inexact", "plan", "latency", "family")
     }
     facts |= {f"made with {name}": version for name, version in manifest.versions.items()}
     return Table(key="provenance", title="Provenance", columns=("what", "value"), rows=tuple(_facts(facts)))

@@ -21,6 +21,7 @@ from prune2deploy.report.figures import (
     spell_ratio,
 )
 from prune2deploy.report.judged import judged_in_words, judged_ns, scenario_of
+from prune2deploy.report.latency_words import latency_sentences
 
 _OUR_VARIANTS = frozenset({DENSE, PRUNED, REDUCED})
 _SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
@@ -121,11 +122,13 @@ def _capital(sentence: str) -> str:
 
 def _sentences(content: ReportContent, claims: tuple[JudgedClaim, ...]) -> Iterator[str]:
     if content.result is None:
-        yield "The variants wait for “p2d bench”; the figures below come from training alone."
+        source = "pruning and training" if content.latency_targets else "training"
+        yield f"The variants wait for “p2d bench”; the figures below come from {source} alone."
     for claim in claims:
         yield claim_in_words(claim, content)
     yield from _against_earlier(content)
     yield from _against_reduced(content)
+    yield from latency_sentences(content)
     dense, subject = _baseline_accuracy(content), content.accuracy_of(content.subject)
     if dense is not None and subject is not None and content.subject != content.baseline:
         yield (

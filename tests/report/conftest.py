@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,9 +307,85 @@ def profile_of(latency_ns: float) -> Profile:
     )
 
 
+def latency_document(*, fraction: float = 0.5, blocks: int = 2) -> dict[str, Any]:
+    """A ResNet cut to a latency: four stages of so many blocks, the last block of the third left whole."""
+    groups, branches = [], []
+    for stage in range(4):
+        names = [f"layer{stage + 1}", *(f"layer{stage + 1}.{block}.conv1" for block in range(blocks))]
+        dense = 64 << stage
+        for place, name in enumerate(names):
+            kept = int(dense * fraction * (1.3 if place == 0 else 0.9)) // 16 * 16
+            groups.append(
+                {
+                    "name": name,
+                    "dense": dense,
+                    "kept": 0 if name == f"layer3.{blocks - 1}.conv1" else kept,
+                    "importance_lost": (0.021 if place == 0 else 0.006) * (4 - stage) * (1 - fraction),
+                    "saved_ns": (1_650_000 if place == 0 else 610_000) * (1 - 0.15 * stage) * (1 - fraction),
+                    "flop_optimal": max(16, kept + (16 if stage < 2 else -16)),
+                }
+            )
+        branches += [
+            {
+                "name": f"layer{stage + 1}.{block}",
+                "removed": (stage, block) == (2, blocks - 1),
+                "importance_lost": 0.012 if (stage, block) == (2, blocks - 1) else 0.0,
+                "saved_ns": 940_000 if (stage, block) == (2, blocks - 1) else 0,
+            }
+            for block in range(1, blocks)
+        ]
+    dense_ns = 21_300_000
+    measured = [dense_ns * fraction * 1.083, dense_ns * fraction * 0.994]
+    predicted = [dense_ns * fraction * 0.998, dense_ns * fraction * 0.999]
+    return {
+        "engine": "ort-cpu",
+        "precision": "fp32",
+        "batch": 1,
+        "threads": 1,
+        "device": "Test CPU",
+        "target": {"fraction": fraction, "ns": dense_ns * fraction},
+        "dense_ns": dense_ns,
+        "pruned_ns": measured[-1],
+        "ratio": measured[-1] / dense_ns,
+        "low": measured[-1] / dense_ns - 0.004,
+        "high": measured[-1] / dense_ns + 0.004,
+        "met": True,
+        "rounds": [
+            {
+                "predicted_ns": expected,
+                "measured_ns": found,
+                "ratio": found / dense_ns,
+                "low": found / dense_ns - 0.004,
+                "high": found / dense_ns + 0.004,
+                "solver": {"status": "time limit", "gap": 0.008, "seconds": 59.9, "ranking": "optimal"},
+            }
+            for expected, found in zip(predicted, measured, strict=True)
+        ],
+        "correction": {"offset_ns": 412_000.0, "scale": 1.043},
+        "groups": groups,
+        "branches": branches,
+        "flop_optimal": {
+            "predicted_ns": predicted[-1] * 1.121,
+            "importance_kept": 0.999 - 0.318 * (1 - fraction),
+            "flops_fraction": 0.412,
+        },
+        "importance_kept": 1 - 0.318 * (1 - fraction),
+        "unpriced": {"sort": 2, "<cumsum>": 1},
+        "table": {"measured": 412, "reused": 88, "seconds": 123.4, "spread": 0.008},
+    }
+
+
+MakeLatency = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def make_latency() -> MakeLatency:
+    return latency_document
+
+
 @pytest.fixture(scope="session")
 def full_content(make_manifest: MakeManifest, make_result: MakeResult) -> ReportContent:
-    """A report with all that a page can hold: long names, raw samples, signals, a disturbed round, profiles, sizes."""
+    """All that a page can hold: long names, samples, signals, a disturbed round, profiles, sizes, a latency target."""
     latencies_ns = LATENCIES_NS | {
         "family-0.25": 300_000,
         "family-0.75": 900_000,
@@ -328,8 +405,9 @@ def full_content(make_manifest: MakeManifest, make_result: MakeResult) -> Report
     ]
     result = replace(result, rows=tuple(with_attributions(rows, result.baseline)))
     listing = {"schema_version": SCHEMA_VERSION, "builds": [build.to_document() for build in result.samples]}
+    manifest = make_manifest(names=tuple(latencies_ns))
     return ReportContent(
-        manifest=make_manifest(names=tuple(latencies_ns)),
+        manifest=replace(manifest, pruning={**manifest.pruning, "latency": latency_document()}),
         result=result,
         archive=gzip.compress(json.dumps(listing).encode(), mtime=0),
     )

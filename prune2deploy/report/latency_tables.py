@@ -1,0 +1,263 @@
+"""Tables of a latency target: what each group gave and gained, the rounds of correction, and the FLOP-optimal plan."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prune2deploy.report.content import ReportContent
+from prune2deploy.report.figures import NOTHING, spell_latency, spell_number, spell_percent, spell_ratio
+from prune2deploy.report.latency_words import (
+    last_round,
+    spell_gain,
+    spell_latency_setting,
+    spell_share,
+    spell_shares,
+    spell_solver,
+)
+from prune2deploy.report.table import Table
+
+LISTED_GROUPS = 15
+_GAINED = (
+    "Gained is what the whole network gains by this cut alone, the others as they are, by the corrected table: gains "
+    "of neighbours overlap and do not sum up. Importance lost is a share of all importance."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where tables stand: the beginning of their keys, the end of their titles."""
+
+    prefix: str
+    suffix: str
+
+
+_ALONE = _Place(prefix="latency", suffix="")
+
+
+def latency_tables(content: ReportContent) -> tuple[Table, ...]:
+    """The overview of a family, then what is known of each network that was cut to a latency; none without a target."""
+    told = content.latency_targets
+    tables = [
+        table
+        for number, (variant, document) in enumerate(told.items())
+        for table in _tables_of(
+            document,
+            content.flops_fraction_of(variant),
+            _ALONE if len(told) == 1 else _Place(prefix=f"latency-member{number}", suffix=f", {variant}"),
+        )
+    ]
+    return tuple(table for table in (family_table(content), *tables) if table.rows)
+
+
+def _tables_of(document: Mapping[str, Any], flops_fraction: float | None, place: _Place) -> Iterator[Table]:
+    groups = document.get("groups", ())
+    yield target_table(document, place)
+    yield groups_table(groups, place)
+    yield branches_table(document.get("branches", ()), place)
+    yield flops_table(document, flops_fraction, place)
+    yield rounds_table(document["rounds"], place)
+    if len(groups) > LISTED_GROUPS:
+        yield every_group_table(groups, place)
+
+
+def family_table(content: ReportContent) -> Table:
+    """One row for each network of a family; empty where there is only one."""
+    told = content.latency_targets
+    rows = tuple(
+        (
+            variant,
+            spell_share(document["target"]["fraction"]),
+            spell_latency(document["pruned_ns"]),
+            spell_share(document["ratio"]),
+            spell_shares(document["low"], document["high"]),
+            "yes" if document["met"] else "no",
+            spell_percent(document["importance_kept"]),
+            spell_percent(content.flops_fraction_of(variant)),
+            spell_percent(content.accuracy_of(variant)),
+            _spell_flop_optimal(document),
+            spell_percent(last_round(document)["solver"]["gap"]),
+        )
+        for variant, document in told.items()
+    )
+    columns = (
+        *("variant", "target", "latency", "of dense", "interval", "met", "importance kept", "FLOPs kept", "accuracy"),
+        *("FLOP-optimal", "gap"),
+    )
+    return Table(
+        key="latency-family",
+        title="Latency targets",
+        columns=columns,
+        rows=rows if len(told) > 1 else (),
+        numeric=frozenset({1, 2, 3, 4, 6, 7, 8, 9, 10}),
+        note=(
+            "Timed while each was planned, beside dense; “p2d bench” times all of them in one run. FLOP-optimal: how "
+            "much longer the plan of fewest FLOPs that keeps about as much importance would take by that table. Gap: "
+            "how much more importance a plan of those widths could keep at most."
+        ),
+    )
+
+
+def target_table(document: Mapping[str, Any], place: _Place = _ALONE) -> Table:
+    """What was asked, what was measured, and what the prices rest on."""
+    target, facts = document["target"], document.get("table") or {}
+    correction, device = document.get("correction"), document.get("device")
+    rows = [
+        ("target", f"{spell_share(target['fraction'])} of dense, {spell_latency(target['ns'])}"),
+        ("engine", spell_latency_setting(document)),
+        *([("device", str(device))] if device else []),
+        ("dense", spell_latency(document["dense_ns"])),
+        ("pruned", spell_latency(document["pruned_ns"])),
+        ("of dense", f"{spell_share(document['ratio'])} ({spell_shares(document['low'], document['high'])})"),
+        ("met", "yes" if document["met"] else "no"),
+        ("importance kept", spell_percent(document["importance_kept"])),
+        ("proven", spell_solver(last_round(document)["solver"])),
+    ]
+    if correction:
+        rows.append(
+            ("correction", f"{spell_gain(correction['offset_ns'])} and {correction['scale']:.3f} times the table's sum")
+        )
+    if facts:
+        rows.append(
+            (
+                "latency table",
+                f"{facts['measured']} points timed in {spell_number(facts['seconds'])} s, {facts['reused']} reused; "
+                f"typical spread {spell_percent(facts['spread'])}",
+            )
+        )
+    unpriced = document.get("unpriced") or {}
+    if unpriced:
+        rows.append(("operators without a price", ", ".join(f"{name} ×{count}" for name, count in unpriced.items())))
+    return Table(
+        key=f"{place.prefix}-target",
+        title=f"Latency target{place.suffix}",
+        columns=("what", "value"),
+        rows=tuple(rows),
+        note="What has no price, and what engines do between the layers, is in the correction." if unpriced else "",
+    )
+
+
+def groups_table(groups: Sequence[Mapping[str, Any]], place: _Place = _ALONE) -> Table:
+    """The groups whose cuts gained most time, largest gain first."""
+    ordered = sorted(groups, key=lambda group: -group["saved_ns"])
+    shown = ordered[:LISTED_GROUPS]
+    lost = sum(group["importance_lost"] for group in shown)
+    rest = sum(group["importance_lost"] for group in ordered) - lost
+    cut_off = (
+        f"{len(shown)} of {len(groups)} groups, with {spell_percent(lost)} of the importance lost; the others lost "
+        f"{spell_percent(rest)}. "
+    )
+    return _table_of_groups(
+        shown,
+        key=f"{place.prefix}-groups",
+        title=f"Importance against time, by group{place.suffix}",
+        note=(cut_off if len(shown) < len(groups) else "") + _GAINED,
+    )
+
+
+def every_group_table(groups: Sequence[Mapping[str, Any]], place: _Place = _ALONE) -> Table:
+    """All groups, from input to output."""
+    return _table_of_groups(
+        groups, key=f"{place.prefix}-every", title=f"All groups of the latency target{place.suffix}"
+    )
+
+
+def branches_table(branches: Sequence[Mapping[str, Any]], place: _Place = _ALONE) -> Table:
+    """The residual branches that left whole, largest gain first."""
+    gone = sorted((branch for branch in branches if branch["removed"]), key=lambda branch: -branch["saved_ns"])
+    return Table(
+        key=f"{place.prefix}-branches",
+        title=f"Residual branches that left whole{place.suffix}",
+        columns=("branch", "importance lost", "gained", "lost per ms"),
+        rows=tuple((str(branch["name"]), *_spell_exchange(branch)) for branch in gone),
+        numeric=frozenset({1, 2, 3}),
+        note=f"{len(gone)} of {len(branches)} that could.",
+    )
+
+
+def flops_table(document: Mapping[str, Any], flops_fraction: float | None, place: _Place = _ALONE) -> Table:
+    """This plan beside the one that FLOPs would have chosen at the same kept importance, both by the same table."""
+    other, own_ns = document.get("flop_optimal"), last_round(document)["predicted_ns"]
+    rows: tuple[tuple[str, ...], ...] = ()
+    if other is not None:
+        rows = (
+            (
+                "this plan",
+                spell_latency(own_ns),
+                spell_ratio(1.0),
+                spell_percent(document["importance_kept"]),
+                spell_percent(flops_fraction),
+            ),
+            (
+                "FLOP-optimal",
+                spell_latency(other["predicted_ns"]),
+                spell_ratio(other["predicted_ns"] / own_ns),
+                spell_percent(other["importance_kept"]),
+                spell_percent(other["flops_fraction"]),
+            ),
+        )
+    return Table(
+        key=f"{place.prefix}-flops",
+        title=f"What the FLOP-optimal plan would have cost{place.suffix}",
+        columns=("plan", "predicted", "against this plan", "importance kept", "FLOPs kept"),
+        rows=rows,
+        numeric=frozenset({1, 2, 3, 4}),
+        note="Fewest FLOPs at about the same kept importance, by the same corrected table; it was not timed.",
+    )
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]], place: _Place = _ALONE) -> Table:
+    """One row for each plan that was built and timed whole on the way to the target."""
+    rows = tuple(
+        (
+            str(number),
+            spell_latency(one["predicted_ns"]),
+            spell_latency(one["measured_ns"]),
+            spell_ratio(one["measured_ns"] / one["predicted_ns"]),
+            spell_share(one["ratio"]),
+            spell_shares(one["low"], one["high"]),
+            f"{one['solver']['ranking']}: {spell_solver(one['solver'])}",
+            f"{one['solver']['seconds']:.1f} s",
+        )
+        for number, one in enumerate(rounds, start=1)
+    )
+    columns = (
+        *("round", "predicted", "measured", "measured/predicted", "of dense", "interval", "solver", "solved in"),
+    )
+    return Table(
+        key=f"{place.prefix}-rounds",
+        title=f"Rounds of correction{place.suffix}",
+        columns=columns,
+        rows=rows,
+        numeric=frozenset({0, 1, 2, 3, 4, 5, 7}),
+        note="Each round solves, times the whole network beside dense, and corrects the prices for the next.",
+    )
+
+
+def _table_of_groups(groups: Sequence[Mapping[str, Any]], *, key: str, title: str, note: str = "") -> Table:
+    compared = any(group.get("flop_optimal") is not None for group in groups)
+    columns = ("group", "dense", "kept", *(("FLOP-optimal",) if compared else ()))
+    columns = (*columns, "importance lost", "gained", "lost per ms")
+    rows = tuple(
+        (
+            str(group["name"]),
+            str(group["dense"]),
+            str(group["kept"]),
+            *((spell_number(group.get("flop_optimal")),) if compared else ()),
+            *_spell_exchange(group),
+        )
+        for group in groups
+    )
+    return Table(key=key, title=title, columns=columns, rows=rows, numeric=frozenset(range(1, len(columns))), note=note)
+
+
+def _spell_exchange(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Importance lost, time gained, and the price of a millisecond where time was gained."""
+    lost, saved_ns = entry["importance_lost"], entry["saved_ns"]
+    price = f"{100 * lost / (saved_ns / 1e6):.3g}%" if saved_ns > 0 else NOTHING
+    return spell_percent(lost, digits=2), spell_gain(saved_ns), price
+
+
+def _spell_flop_optimal(document: Mapping[str, Any]) -> str:
+    """How many times as long the FLOP-optimal plan would take, by the same table."""
+    other = document.get("flop_optimal")
+    return NOTHING if other is None else spell_ratio(other["predicted_ns"] / last_round(document)["predicted_ns"])

@@ -1,0 +1,114 @@
+"""What a latency target came to, in sentences: what was asked, measured and proven, and what FLOPs would choose."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prune2deploy.report.content import ReportContent
+from prune2deploy.report.figures import NOTHING, spell_latency, spell_percent, spell_ratio
+
+# A solver's gap below half of what one digit after the point of a percentage shows.
+_CLOSED_GAP = 0.0005
+
+
+def latency_sentences(content: ReportContent) -> Iterator[str]:
+    """Of one network what was asked, measured and proven, and what FLOPs would choose; of a family who met it."""
+    told = content.latency_targets
+    if len(told) > 1:
+        yield _of_family(told)
+        return
+    for variant, document in told.items():
+        yield _of_one(variant, document)
+        yield _of_solver(variant, document)
+        yield from _of_flops(document)
+
+
+def spell_share(ratio: float | None) -> str:
+    """A share of a latency, fine enough for a target that is met within 3%: ``0.497``."""
+    return NOTHING if ratio is None else f"{ratio:.3f}"
+
+
+def spell_shares(low: float | None, high: float | None) -> str:
+    """An interval of shares: ``0.493 to 0.501``."""
+    return NOTHING if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def spell_gain(latency_ns: float) -> str:
+    """A latency that may be negative where a cut costs time: ``−12.0 µs``."""
+    return f"−{spell_latency(-latency_ns)}" if latency_ns < 0 else spell_latency(latency_ns)
+
+
+def spell_latency_setting(document: Mapping[str, Any]) -> str:
+    """What the latencies hold for: ``ort-cpu, fp32, batch 1, 1 thread``."""
+    threads = document.get("threads")
+    spelled = f"{document['engine']}, {document['precision']}, batch {document['batch']}"
+    return spelled if threads is None else f"{spelled}, {_counted(threads, 'thread')}"
+
+
+def spell_solver(solver: Mapping[str, Any]) -> str:
+    """How good a plan is known to be: ``at most 0.8% more could be kept (time limit)``."""
+    gap = solver["gap"]
+    if gap is None:
+        return f"{solver['status']}, no bound"
+    if gap < _CLOSED_GAP:
+        return "optimal"
+    return f"at most {spell_percent(gap)} more could be kept ({solver['status']})"
+
+
+def last_round(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The round whose plan was taken: that with the measured latency nearest to the one that is told."""
+    told: float = document["pruned_ns"]
+    rounds: list[Mapping[str, Any]] = document["rounds"]
+    return min(reversed(rounds), key=lambda one: abs(one["measured_ns"] - told))
+
+
+def _of_one(variant: str, document: Mapping[str, Any]) -> str:
+    rounds = len(document["rounds"])
+    target = document["target"]
+    interval = spell_shares(document["low"], document["high"])
+    sure = "" if interval == NOTHING else f" ({interval})"
+    return (
+        f"Timed while it was planned, on {spell_latency_setting(document)}: {variant} takes "
+        f"{spell_latency(document['pruned_ns'])}, {spell_share(document['ratio'])}{sure} of dense's "
+        f"{spell_latency(document['dense_ns'])}. The target of {spell_share(target['fraction'])} "
+        f"({spell_latency(target['ns'])}) is {'met' if document['met'] else 'missed'} after "
+        f"{_counted(rounds, 'measured plan')}."
+    )
+
+
+def _of_solver(variant: str, document: Mapping[str, Any]) -> str:
+    solver = last_round(document)["solver"]
+    kept = f"The plan of {variant} keeps {spell_percent(document['importance_kept'])} of the importance"
+    if solver["gap"] is None:
+        return f"{kept}. It was found greedily: how much more a better plan could keep is not known."
+    if solver["gap"] < _CLOSED_GAP:
+        return f"{kept}, and no plan of its widths keeps more within that time, as the latency table prices them."
+    ended = " when its time was up" if solver["status"] == "time limit" else ""
+    return (
+        f"{kept}; at most {spell_percent(solver['gap'])} more could be kept by any plan of its widths within that "
+        f"time, as the latency table prices them: the solver proved that much{ended}."
+    )
+
+
+def _of_flops(document: Mapping[str, Any]) -> Iterator[str]:
+    other = document.get("flop_optimal")
+    if other is None:
+        return
+    own_ns = last_round(document)["predicted_ns"]
+    yield (
+        f"Chosen by FLOPs instead, a plan that keeps {spell_percent(other['importance_kept'])} of the importance would "
+        f"take {spell_latency(other['predicted_ns'])} by the same table and this one takes {spell_latency(own_ns)}: "
+        f"{spell_ratio(other['predicted_ns'] / own_ns)} as long."
+    )
+
+
+def _of_family(told: Mapping[str, Mapping[str, Any]]) -> str:
+    missed = [
+        f"{variant} ({spell_share(document['ratio'])})" for variant, document in told.items() if not document["met"]
+    ]
+    first = next(iter(told.values()))
+    met = "all are met" if not missed else f"{len(told) - len(missed)} are met; missed: {', '.join(missed)}"
+    return f"Of {len(told)} latency targets, timed while they were planned on {spell_latency_setting(first)}, {met}."
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
