@@ -100,10 +100,15 @@ def with_branches(
     return replace(graph, branches=found, cost=cost)
 
 
+def branches_around(path: str, branches: Iterable[Branch]) -> tuple[str, ...]:
+    """The residual branches with which the operators of a module leave, by name."""
+    return tuple(branch.name for branch in branches if any(_is_within(path, inside) for inside in branch.modules))
+
+
 def _branches_of(term: CostTerm, branches: Iterable[Branch], *, of_tensor: bool) -> tuple[str, ...]:
     if of_tensor:
         return tuple(branch.name for branch in branches if term.layer in branch.tensors)
-    return tuple(branch.name for branch in branches if any(_is_within(term.layer, path) for path in branch.modules))
+    return branches_around(term.layer, branches)
 
 
 def _is_within(name: str, path: str) -> bool:

@@ -6,7 +6,7 @@ exports of one model (in another mode, or with a dynamic batch) agree on them.
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,15 +187,16 @@ def _call(node: torch.fx.Node, environment: Mapping[torch.fx.Node, Values], stat
         if isinstance(result, list | tuple):
             return tuple(Value(tuple(getattr(one, "shape", ()))) for one in result)
         return Value(shape_of(node))
-    call = Call(node=node, name=_name_of(node.target), arguments=_bind(node, environment), state=state)
+    arguments = bound_arguments(node, environment.__getitem__)
+    call = Call(node=node, name=name_of(node.target), arguments=arguments, state=state)
     if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
         return Value(())
     rule = rule_for(call)
     return rule(call) if rule is not None else call.freeze_all("passes through an operator that has no rule")
 
 
-def _bind(node: torch.fx.Node, environment: Mapping[torch.fx.Node, Values]) -> dict[str, Any]:
-    """Arguments by schema name, nodes replaced by their values, defaults filled in."""
+def bound_arguments(node: torch.fx.Node, replacement: Callable[[torch.fx.Node], Any]) -> dict[str, Any]:
+    """Arguments of an ATen operator by schema name, nodes replaced by what stands for them, defaults filled in."""
     assert isinstance(node.target, torch._ops.OpOverload)
     bound: dict[str, Any] = {}
     for position, parameter in enumerate(node.target._schema.arguments):
@@ -205,15 +206,15 @@ def _bind(node: torch.fx.Node, environment: Mapping[torch.fx.Node, Values]) -> d
             argument = node.kwargs[parameter.name]
         else:
             argument = parameter.default_value if parameter.has_default_value() else None
-        bound[parameter.name] = _replaced(argument, environment)
+        bound[parameter.name] = _replaced(argument, replacement)
     return bound
 
 
-def _replaced(argument: Any, environment: Mapping[torch.fx.Node, Values]) -> Any:
+def _replaced(argument: Any, replacement: Callable[[torch.fx.Node], Any]) -> Any:
     if isinstance(argument, torch.fx.Node):
-        return environment[argument]
+        return replacement(argument)
     if isinstance(argument, list | tuple):
-        return [_replaced(one, environment) for one in argument]
+        return [_replaced(one, replacement) for one in argument]
     return argument
 
 
@@ -230,7 +231,7 @@ def _values(arguments: Sequence[Any], environment: Mapping[torch.fx.Node, Values
     return found
 
 
-def _name_of(target: torch._ops.OpOverload) -> str:
+def name_of(target: torch._ops.OpOverload) -> str:
     """``aten::relu_`` and ``aten::relu`` move labels alike."""
     name = target._schema.name.split("::")[-1]
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name

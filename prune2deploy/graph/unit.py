@@ -94,12 +94,14 @@ class LiveValues:
     """What lies in memory at one moment of a forward pass: ``fixed`` elements and, for each width, so many per index.
 
     ``elements`` maps an index into ``UnitModel.widths`` to elements at a batch of 1 for each kept index of the width.
-    ``name`` is the module that runs at that moment.
+    ``name`` is the module that runs at that moment, ``branches`` the residual branches, by name, without which the
+    moment does not come.
     """
 
     name: str
     fixed: int
     elements: Mapping[int, int]
+    branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
