@@ -59,7 +59,7 @@ Ranking = Annotated[
         metavar="NAME",
         rich_help_panel=_TARGET,
         help=listed("How channels compete", choices.RANKINGS)
-        + " Default: optimal with --latency, --pareto or --memory, else global.",
+        + " Default: of p2d prune with --latency, --pareto or --memory optimal, else global.",
     ),
 ]
 SolverSeconds = Annotated[

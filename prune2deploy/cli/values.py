@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prune2deploy.errors import InputError
-from prune2deploy.pipeline.choices import MIXED_PRECISIONS, OPTIMAL_RANKING, OPTIMIZERS, SCHEDULES, known
+from prune2deploy.pipeline.choices import MIXED_PRECISIONS, OPTIMIZERS, SCHEDULES, known
 from prune2deploy.pipeline.requests import Claim, InputShape, TrainingChoices
 from prune2deploy.pipeline.targets import LatencyTarget, Targets, check_fraction
 
@@ -63,27 +63,28 @@ def measured_with(
     aimed: Targets | None,
     *,
     pareto: tuple[float, ...] = (),
-    ranking: str | None,
+    solved: bool,
     batch: int | None,
     threads: int | None,
     solver_seconds: float | None,
 ) -> dict[str, Any]:
-    """What latency and memory are taken with, and the solver's time: fields of a request, those that were given.
+    """What latency and memory are taken with, and the time of a solver (``solved``: there will be one), if given.
 
     Raises:
         InputError: one was given that no target uses.
     """
     latency_asked = bool(pareto) or (aimed is not None and aimed.latency is not None)
     memory_asked = aimed is not None and aimed.memory is not None
-    solved = ranking == OPTIMAL_RANKING or (ranking is None and (latency_asked or memory_asked))
     where_used = (
         ("--batch", batch, latency_asked or memory_asked, "--latency, --pareto or --memory"),
         ("--threads", threads, latency_asked, "--latency or --pareto"),
-        ("--solver-seconds", solver_seconds, solved, "--ranking optimal, which --latency, --pareto and --memory take"),
+        ("--solver-seconds", solver_seconds, solved, "--ranking optimal"),
     )
     for option, value, used, users in where_used:
         if value is not None and not used:
-            raise InputError("is used by no target that is set", where=f"{option} {value:g}", hint=f"it is for {users}")
+            raise InputError(
+                "is used by nothing that was asked for", where=f"{option} {value:g}", hint=f"it is for {users}"
+            )
     given = {"batch": batch, "threads": threads, "solver_seconds": solver_seconds}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prune2deploy.errors import InputError
-from prune2deploy.pipeline.choices import DEFAULT_VARIANTS
+from prune2deploy.pipeline.choices import DEFAULT_RANKING, DEFAULT_VARIANTS
 from prune2deploy.pipeline.targets import (
     DEFAULT_SOLVER_SECONDS,
     check_latency,
@@ -50,7 +50,7 @@ class MethodChoices:
     """How a method that prunes while it trains is to do it.
 
     ``options`` are fields of the method's own options record, the others take its defaults. ``targets`` None: none.
-    ``ranking`` None takes what suits the targets. ``alignment`` None takes what ``engine`` and ``precision`` want.
+    ``ranking`` None is ``global``. ``alignment`` None takes what ``engine`` and ``precision`` want.
     ``variants`` are those to make; ``dense`` is always there, and trained only where it is among them. ``batch``,
     ``threads`` and ``solver_seconds`` are as in ``PruneRequest``.
     """
@@ -80,7 +80,7 @@ class MethodChoices:
     @property
     def chosen_ranking(self) -> str:
         """How channels compete."""
-        return self.ranking or ranking_for(needs_units=self.targets is not None and self.targets.needs_units)
+        return self.ranking or DEFAULT_RANKING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -190,7 +190,7 @@ class ActivationDensity(NoPruning):
             "unseen": self._unseen(),
             "training_complexity": self._complexity(),
             "reached": None if self._aim.budget is None else self._is_reached(),
-            **self._standing.fractions(),
+            **self._standing.fractions(self._aim.budget),
         }
         return Findings(notes=self._notes(), document=document)
 
@@ -271,7 +271,7 @@ class ActivationDensity(NoPruning):
                 "widths": {group.name: width for group, width in zip(graph.groups, widths, strict=True)},
                 "densities": None,
                 "training_accuracy": None,
-                **self._standing.fractions(),
+                **self._standing.fractions(self._aim.budget),
             }
         )
 
@@ -339,9 +339,7 @@ class ActivationDensity(NoPruning):
                 f" {', '.join(unseen[:3])}{' ...' if len(unseen) > 3 else ''}"
             )
         if self._aim.budget is not None and not self._is_reached():
-            shares = self._standing.fractions()
-            left = " and ".join(f"{shares[name]:.3f} of the {name}" for name in self._aim.budget.fractions)
-            notes.append(f"the target was not reached: {left} stay")
+            notes.append(f"the target was not reached: {self._standing.spelled(self._aim.budget)} stay")
         return tuple(notes)
 
 

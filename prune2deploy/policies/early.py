@@ -225,15 +225,6 @@ class Early(NoPruning):
         return training_scores(self._criterion, graph, model, setting, images=self._options.images, seed=self._aim.seed)
 
     def _cut(self, allocation: Allocation, *, epoch: int, how: str) -> Decision:
-        epi = self._curve[-1] if self._curve else None
-        self._pruned_at = {
-            "epoch": epoch,
-            "how": how,
-            "epi": epi,
-            "alignment": allocation.granule,
-            "flops": allocation.flops_fraction,
-            "parameters": allocation.parameters_fraction,
-        }
         self._notes = (*self._notes, *allocation.notes)
         provenance = {
             "method": "epi",
@@ -245,7 +236,15 @@ class Early(NoPruning):
             "alignment": allocation.granule,
             "seed": self._aim.seed,
         }
-        return Decision(plan=self._standing.cut_to(allocation.kept, provenance))
+        plan = self._standing.cut_to(allocation.kept, provenance)
+        self._pruned_at = {
+            "epoch": epoch,
+            "how": how,
+            "epi": self._curve[-1] if self._curve else None,
+            "alignment": allocation.granule,
+            **self._standing.fractions(self._budget),
+        }
+        return Decision(plan=plan)
 
     def _fallback_note(self, epoch: int) -> str:
         defined = [epi for epi in self._curve if epi is not None]

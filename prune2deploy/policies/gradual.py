@@ -182,7 +182,7 @@ class Gradual(NoPruning):
                 "epoch": moment.epoch + 1,
                 "removed": removed,
                 "images": images,
-                **self._standing.fractions(),
+                **self._standing.fractions(self._budget),
             }
         )
         self._begin_anew()

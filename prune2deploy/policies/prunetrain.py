@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prune2deploy.budget.target import COST_WORDS
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.policies.aim import Aim
@@ -209,7 +208,7 @@ class PruneTrain(NoPruning):
             "reconfigurations": list(self._reconfigurations),
             "reached": None if self._aim.budget is None else self._is_reached(),
             "stopped_at": self._stopped_at,
-            **self._standing.fractions(),
+            **self._standing.fractions(self._aim.budget),
         }
         return Findings(notes=self._notes(), document=document)
 
@@ -287,7 +286,7 @@ class PruneTrain(NoPruning):
                 "branches": list(survivors.branches),
                 "widths": {group.name: width for group, width in zip(graph.groups, widths, strict=True)},
                 "batch_size": self._batch_size,
-                **self._standing.fractions(),
+                **self._standing.fractions(self._aim.budget),
             }
         )
 
@@ -318,9 +317,7 @@ class PruneTrain(NoPruning):
         if self._stopped_at is not None:
             notes.append(f"the target was reached after epoch {self._stopped_at}: penalty and cuts ended there")
         elif self._aim.budget is not None and not self._is_reached():
-            shares = self._standing.fractions()
-            left = " and ".join(f"{shares[name]:.3f} of the {COST_WORDS[name]}" for name in self._aim.budget.fractions)
-            notes.append(f"the target was not reached: {left} stay")
+            notes.append(f"the target was not reached: {self._standing.spelled(self._aim.budget)} stay")
         return tuple(notes)
 
 

@@ -125,7 +125,7 @@ class SingleShot(NoPruning):
                     "allocating": finished - scored,
                     "total": finished - started,
                 },
-                "kept": {"flops": allocation.flops_fraction, "parameters": allocation.parameters_fraction},
+                "kept": self._standing.fractions(self._budget),
                 "widths": {
                     group.name: {"dense": group.width, "kept": width}
                     for group, width in zip(graph.groups, graph.kept_widths(allocation.kept), strict=True)

@@ -7,6 +7,7 @@ import torch
 
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.budget.target import COST_WORDS, Budget
 from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.graph.restrict import restricted_graph
@@ -36,13 +37,19 @@ class Standing:
         self._stand_at(kept)
         return plan
 
-    def fractions(self) -> dict[str, float]:
-        """Shares of the dense FLOPs and parameters that are left."""
+    def fractions(self, budget: Budget | None = None) -> dict[str, float]:
+        """Shares of the dense FLOPs and parameters that are left, and of what else ``budget`` is about."""
         cost = self.dense.cost
         return {
             "flops": cost.flops(self.kept) / max(cost.dense_flops, 1),
             "parameters": cost.parameters(self.kept) / max(cost.dense_parameters, 1),
+            **({} if budget is None else budget.achieved(cost, self.kept)),
         }
+
+    def spelled(self, budget: Budget) -> str:
+        """What is left of each cost that ``budget`` is about, in words."""
+        shares = self.fractions(budget)
+        return " and ".join(f"{shares[name]:.3f} of the {COST_WORDS[name]}" for name in budget.fractions)
 
     def state_dict(self) -> dict[str, Any]:
         """What ``load_state_dict`` takes back."""

@@ -101,10 +101,10 @@ def test_what_a_latency_is_measured_with_arrives(asked):
     targets = requests.Targets(flops=0.7, parameters=0.6, memory=0.5, latency=requests.LatencyTarget(nanoseconds=2e6))
     all_targets = ("--flops", "0.7", "--params", "0.6", "--memory", "0.5", "--latency", "2ms")
     expected = {"targets": targets, "engine": "ort-cpu", "precision": "fp16", "batch": 8, "threads": 2}
-    expected |= {"solver_seconds": 9.0, "ranking": None, "chosen_ranking": "optimal"}
+    expected |= {"solver_seconds": 9.0, "chosen_ranking": "optimal"}
     request = asked("prune", "net.pth", *all_targets, *measured)
     assert {name: getattr(request, name) for name in expected} == expected
-    request = asked("train", "resnet20", "--method", "epi", *all_targets, *measured)
+    request = asked("train", "resnet20", "--method", "epi", *all_targets, *measured, "--ranking", "optimal")
     assert {name: getattr(request.pruning, name) for name in expected} == expected
 
 
@@ -117,6 +117,8 @@ def test_rankings_follow_the_targets_unless_one_is_named(asked):
     assert ranking("--memory", "0.5") == "optimal"
     assert ranking("--pareto", "0.5") == "optimal"
     assert ranking("--latency", "0.5", "--ranking", "per-layer") == "per-layer"
+    trained = asked("train", "resnet20", "--method", "3sp", "--latency", "0.5").pruning
+    assert trained.chosen_ranking == "global"
 
 
 def test_a_family_of_latencies_arrives_the_slowest_first(asked):

@@ -14,6 +14,7 @@ from prune2deploy.pipeline.choices import (
     BACKENDS,
     DEFAULT_VARIANTS,
     ENGINES,
+    OPTIMAL_RANKING,
     PARETO_VARIANTS,
     PRECISIONS,
     PRUNING_METHODS,
@@ -24,6 +25,7 @@ from prune2deploy.pipeline.choices import (
 )
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.requests import PruneRequest
+from prune2deploy.pipeline.targets import ranking_for
 from prune2deploy.progress import Progress
 
 
@@ -105,6 +107,7 @@ def prune(
     targets = values.targets(flops=flops, params=params, memory=memory, latency_text=latency)
     family = values.pareto("--pareto", pareto)
     ranked = values.optional_name("--ranking", ranking, RANKINGS)
+    solved = (ranked or ranking_for(needs_units=bool(family) or targets.needs_units)) == OPTIMAL_RANKING
     request = PruneRequest(
         checkpoint=checkpoint,
         targets=targets if family else targets.required(),
@@ -148,7 +151,7 @@ def prune(
         trust_pickle=trust_pickle,
         command=("p2d", *sys.argv[1:]),
         **values.measured_with(
-            targets, pareto=family, ranking=ranked, batch=batch, threads=threads, solver_seconds=solver_seconds
+            targets, pareto=family, solved=solved, batch=batch, threads=threads, solver_seconds=solver_seconds
         ),
     )
     with working(quiet=quiet, verbose=verbose) as progress:

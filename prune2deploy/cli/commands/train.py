@@ -12,6 +12,7 @@ from prune2deploy.errors import InputError, TargetError
 from prune2deploy.pipeline.choices import (
     ENGINES,
     METHODS_WITH_TARGET,
+    OPTIMAL_RANKING,
     PRECISIONS,
     RANKINGS,
     SCOPES,
@@ -131,7 +132,9 @@ def train(
         engine=values.optional_name("--engine", engine, ENGINES),
         precision=values.optional_name("--precision", precision, PRECISIONS),
         variants=("pruned",) if variants is None else values.names("--variants", variants, VARIANTS),
-        **values.measured_with(targets, ranking=ranked, batch=batch, threads=threads, solver_seconds=solver_seconds),
+        **values.measured_with(
+            targets, solved=ranked == OPTIMAL_RANKING, batch=batch, threads=threads, solver_seconds=solver_seconds
+        ),
     )
     if method == "dense" and (pruning != MethodChoices() or variants is not None):
         raise InputError(
