@@ -18,8 +18,8 @@ from prune2deploy.report.table import Table
 
 LISTED_GROUPS = 15
 _GAINED = (
-    "Gained is what the whole network gains by this cut alone, the others as they are, by the corrected table: gains "
-    "of neighbours overlap and do not sum up. Importance lost is a share of all importance."
+    "What this cut alone costs and gains, the others as they are: the share of the network's importance, and the time "
+    "by the corrected table. Gains of neighbours overlap and do not sum up."
 )
 
 
@@ -140,17 +140,12 @@ def groups_table(groups: Sequence[Mapping[str, Any]], place: _Place = _ALONE) ->
     """The groups whose cuts gained most time, largest gain first."""
     ordered = sorted(groups, key=lambda group: -group["saved_ns"])
     shown = ordered[:LISTED_GROUPS]
-    lost = sum(group["importance_lost"] for group in shown)
-    rest = sum(group["importance_lost"] for group in ordered) - lost
-    cut_off = (
-        f"{len(shown)} of {len(groups)} groups, with {spell_percent(lost)} of the importance lost; the others lost "
-        f"{spell_percent(rest)}. "
-    )
+    cut_off = f"The {len(shown)} of {len(groups)} groups that gain most. " if len(shown) < len(groups) else ""
     return _table_of_groups(
         shown,
         key=f"{place.prefix}-groups",
         title=f"Importance against time, by group{place.suffix}",
-        note=(cut_off if len(shown) < len(groups) else "") + _GAINED,
+        note=cut_off + _GAINED,
     )
 
 

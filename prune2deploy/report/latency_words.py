@@ -80,12 +80,11 @@ def _of_solver(variant: str, document: Mapping[str, Any]) -> str:
     kept = f"The plan of {variant} keeps {spell_percent(document['importance_kept'])} of the importance"
     if solver["gap"] is None:
         return f"{kept}. It was found greedily: how much more a better plan could keep is not known."
-    if solver["gap"] < _CLOSED_GAP:
-        return f"{kept}, and no plan of its widths keeps more within that time, as the latency table prices them."
     ended = " when its time was up" if solver["status"] == "time limit" else ""
+    more = "nothing" if solver["gap"] < _CLOSED_GAP else f"at most {spell_percent(solver['gap'])}"
     return (
-        f"{kept}; at most {spell_percent(solver['gap'])} more could be kept by any plan of its widths within that "
-        f"time, as the latency table prices them: the solver proved that much{ended}."
+        f"{kept}; {more} more could be kept within that time by other choices of the widths that the solver weighed, "
+        f"as the latency table prices them: so much was proven{ended}."
     )
 
 

@@ -65,9 +65,14 @@ def test_without_an_interval_none_is_shown(content_of, make_latency) -> None:
 @pytest.mark.parametrize(
     ("status", "gap", "sentence", "shortly"),
     [
-        ("optimal", 0.0, "no plan of its widths keeps more within that time", "optimal"),
+        ("optimal", 0.0, "nothing more could be kept within that time by other choices", "optimal"),
         ("optimal", 0.004, "at most 0.4% more could be kept", "at most 0.4% more could be kept (optimal)"),
-        ("time limit", 0.031, "proved that much when its time was up", "at most 3.1% more could be kept (time limit)"),
+        (
+            "time limit",
+            0.031,
+            "so much was proven when its time was up",
+            "at most 3.1% more could be kept (time limit)",
+        ),
         ("greedy", None, "found greedily: how much more a better plan could keep is not known", "greedy, no bound"),
         ("time limit", None, "how much more a better plan could keep is not known", "time limit, no bound"),
     ],
@@ -114,7 +119,7 @@ def test_the_longest_list_is_cut_at_the_largest_gains_and_whole_in_another(conte
     document = make_latency(blocks=6)
     tables = by_key(latency_tables(content_of(document)))
     assert len(tables["latency-groups"].rows) == LISTED_GROUPS
-    assert tables["latency-groups"].note.startswith(f"{LISTED_GROUPS} of 28 groups")
+    assert tables["latency-groups"].note.startswith(f"The {LISTED_GROUPS} of 28 groups that gain most.")
     assert [row[0] for row in tables["latency-every"].rows] == [group["name"] for group in document["groups"]]
     largest = sorted(document["groups"], key=lambda group: -group["saved_ns"])[:LISTED_GROUPS]
     assert {row[0] for row in tables["latency-groups"].rows} == {group["name"] for group in largest}
