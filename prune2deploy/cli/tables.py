@@ -251,6 +251,31 @@ def spell_cost(cost: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def spell_latency_target(variant: str, latency: Mapping[str, Any]) -> str:
+    """What a network that was cut to a latency takes of it, in one line; ``latency`` as the manifest keeps it."""
+    threads, target = latency["threads"], latency["target"]
+    measured = f"latency on {latency['engine']}, {latency['precision']}, batch {latency['batch']}"
+    if threads is not None:
+        measured += f", {threads} thread{'' if threads == 1 else 's'}"
+    low, high = latency.get("low"), latency.get("high")
+    interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+    asked = f"{target['fraction']:.4g}, {_duration(target['ns'])}" if "ns" in target else f"{target['fraction']:.4g}"
+    return (
+        f"{measured}: {_duration(latency['dense_ns'])} dense, {_duration(latency['pruned_ns'])} {variant}: "
+        f"{latency['ratio']:.3f}{interval} of the dense latency stay (target {asked})"
+        f"{'' if latency['met'] else ', which is missed'}"
+    )
+
+
+def _duration(nanoseconds: float) -> str:
+    """A latency to three digits in a fitting unit."""
+    for factor, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
+        if nanoseconds >= factor:
+            value = nanoseconds / factor
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{nanoseconds:.3g} ns"
+
+
 def _decibels(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.1f} dB"
 

@@ -43,8 +43,8 @@ class TrainOutcome:
 class MethodOutcome:
     """What a method gave that pruned while it trained.
 
-    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense. ``costs`` are documents of
-    ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or that a target was not
+    ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
+    ``costs`` are documents of ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or that a target was not
     reached, None where all is well, and ``hint`` what to do then.
     """
 
@@ -67,8 +67,10 @@ class MethodOutcome:
 class PruneOutcome:
     """What a pruning gave. ``accuracies`` are those of ``pruned`` by moment, in the order they were taken.
 
-    ``targets`` and ``achieved`` map "flops" and "parameters" to shares of dense. ``costs`` are documents of
-    ``training.cost.TrainingCost``, by variant that was trained.
+    ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
+    ``latency`` is what the manifest keeps of a latency target, None without one. ``family`` has the same of each network
+    of a family that was cut to several, by variant; ``targets`` and ``achieved`` are then those of the first.
+    ``costs`` are documents of ``training.cost.TrainingCost``, by variant that was trained.
     """
 
     run: Path
@@ -78,6 +80,8 @@ class PruneOutcome:
     targets: Mapping[str, float]
     achieved: Mapping[str, float]
     variants: tuple[VariantRow, ...]
+    latency: Mapping[str, Any] | None = None
+    family: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     accuracies: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,55 @@ def test_pruning_is_summed_up_with_its_variants_and_moments(stage, run_p2d):
     assert lines[3].split() == ["pruned", "26.57", "M", "0.328", "81.00", "k", "0.300", "-"]
     assert lines[4] == "accuracy of pruned: before pruning 99.1%, after pruning 40.0%"
     assert lines[5:] == ["note: layer1 stayed whole", "run: p2d-runs/one", "next: p2d export, then p2d bench"]
+
+
+LATENCY = {
+    "engine": "ort-cpu",
+    "precision": "fp32",
+    "batch": 1,
+    "threads": 1,
+    "device": "a CPU",
+    "target": {"fraction": 0.5, "ns": 10.65e6},
+    "dense_ns": 21.3e6,
+    "pruned_ns": 10.59e6,
+    "ratio": 0.497,
+    "low": 0.493,
+    "high": 0.501,
+    "met": True,
+}
+
+
+def test_a_latency_target_is_told_with_what_was_measured(stage, run_p2d):
+    both = replace(
+        PRUNING,
+        targets={"latency": 0.5, "memory": 0.6},
+        achieved={**PRUNING.achieved, "latency": 0.497, "memory": 0.55},
+        latency=LATENCY,
+    )
+    stage("prune", busy(both))
+    lines = run_p2d("prune", "m", "--latency", "0.5").stdout.splitlines()
+    assert lines[0] == "resnet20, taylor, granule 16: 0.550 of the memory stay (target 0.6)"
+    assert lines[1] == (
+        "latency on ort-cpu, fp32, batch 1, 1 thread: 21.3 ms dense, 10.6 ms pruned: "
+        "0.497 (0.493 to 0.501) of the dense latency stay (target 0.5, 10.7 ms)"
+    )
+    alone = replace(both, targets={"latency": 0.5}, latency={**LATENCY, "low": None, "threads": None, "met": False})
+    stage("prune", busy(alone))
+    lines = run_p2d("prune", "m", "--latency", "0.5").stdout.splitlines()
+    assert lines[0] == "resnet20, taylor, granule 16"
+    assert lines[1].startswith("latency on ort-cpu, fp32, batch 1: 21.3 ms dense")
+    assert lines[1].endswith("0.497 of the dense latency stay (target 0.5, 10.7 ms), which is missed")
+
+
+def test_every_network_of_a_family_is_told_with_its_latency(stage, run_p2d):
+    faster = {**LATENCY, "threads": 2, "target": {"fraction": 0.35}, "pruned_ns": 455e3, "ratio": 0.349, "low": None}
+    family = replace(PRUNING, family={"pruned-0.5": {"latency": LATENCY}, "pruned-0.35": {"latency": faster}})
+    stage("prune", busy(family))
+    lines = run_p2d("prune", "m", "--pareto", "0.5,0.35").stdout.splitlines()
+    assert lines[0] == "resnet20, taylor, granule 16"
+    assert "10.6 ms pruned-0.5: 0.497 (0.493 to 0.501)" in lines[1]
+    assert "batch 1, 2 threads: 21.3 ms dense, 455 us pruned-0.35: 0.349 of the" in lines[2]
+    assert lines[2].endswith("(target 0.35)")
 
 
 def test_inspection_names_what_is_frozen_and_why(stage, run_p2d):

@@ -8,7 +8,7 @@ import typer
 
 from prune2deploy.cli import options, target_options, values
 from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
-from prune2deploy.cli.tables import percent, variants_table
+from prune2deploy.cli.tables import percent, spell_latency_target, variants_table
 from prune2deploy.pipeline.choices import (
     ATTENTION,
     BACKENDS,
@@ -170,11 +170,11 @@ def _variants(text: str | None, *, family: bool) -> tuple[str, ...]:
 
 def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
     """Print what a pruning gave."""
-    shares = ", ".join(
-        f"{outcome.achieved[name]:.3f} of the {_WORDS[name]} stay (target {target:g})"
-        for name, target in outcome.targets.items()
-    )
-    print_line(f"{outcome.model}, {outcome.method}, granule {outcome.alignment}: {shares}")
+    print_line(f"{outcome.model}, {outcome.method}, granule {outcome.alignment}{_shares(outcome)}")
+    if outcome.latency is not None:
+        print_line(spell_latency_target("pruned", outcome.latency))
+    for variant, member in outcome.family.items():
+        print_line(spell_latency_target(variant, member["latency"]))
     print_table(variants_table(outcome.variants))
     if outcome.accuracies:
         moments = (f"{moment.replace('_', ' ')} {percent(value)}" for moment, value in outcome.accuracies.items())
@@ -182,6 +182,18 @@ def show_pruning(outcome: PruneOutcome, progress: Progress) -> None:
     print_costs(outcome.costs)
     print_notes(outcome.notes, after=progress)
     print_line(f"run: {outcome.run}")
+
+
+def _shares(outcome: PruneOutcome) -> str:
+    """What stays of the costs that were targets; of a family and of a latency is told apart."""
+    if outcome.family:
+        return ""
+    shares = [
+        f"{outcome.achieved[name]:.3f} of the {_WORDS[name]} stay (target {target:g})"
+        for name, target in outcome.targets.items()
+        if name != "latency" or outcome.latency is None
+    ]
+    return f": {', '.join(shares)}" if shares else ""
 
 
 _WORDS = {"flops": "FLOPs", "parameters": "parameters", "memory": "memory", "latency": "latency"}
