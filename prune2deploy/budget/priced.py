@@ -127,7 +127,7 @@ def _of_cost(cost: CostModel, name: str, unit: str, terms: tuple[CostTerm, ...])
         widths=cost.widths,
         terms=tuple(
             PricedTerm(
-                name=term.layer, widths=term.widths, price=_product_price(term.coefficient), branches=term.branches
+                name=term.layer, widths=term.widths, price=product_price(term.coefficient), branches=term.branches
             )
             for term in terms
         ),
@@ -135,7 +135,9 @@ def _of_cost(cost: CostModel, name: str, unit: str, terms: tuple[CostTerm, ...])
     )
 
 
-def _product_price(coefficient: int) -> Price:
+def product_price(coefficient: int) -> Price:
+    """``coefficient`` times the product of the sizes."""
+
     def price(*sizes: Any) -> NDArray[np.float64]:
         product: Any = np.float64(coefficient)
         for size in sizes:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prune2deploy.budget.allocate import Allocation, Scores, allocate, allocate_uniform
+from prune2deploy.budget.allocate import Allocation, allocate, allocate_uniform
 from prune2deploy.budget.from_mask import plan_from_mask
+from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
 from prune2deploy.errors import TargetError

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from prune2deploy.budget.allocate import Allocation, Scores, allocate
+from prune2deploy.budget.allocate import Allocation, allocate
+from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.target import Budget
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 
