@@ -10,6 +10,7 @@ multiples of four channels: its profile is two, one of the multiples of four and
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune2deploy.budget.surface import Surface
+from prune2deploy.graph.unit import Unit
 from prune2deploy.latency.points import Timing
 
 Widths = tuple[int, ...]
@@ -34,16 +36,32 @@ _WORST_TOLERANCE = 0.3
 _SHARE_AT_TOLERANCE = 0.04
 
 
+def multiples_of(unit: Unit) -> Widths:
+    """The number that each width of a unit is a multiple of: 1, or what groups of channels make it."""
+    found = [1] * unit.axes
+    shapes = [*unit.inputs, *(operator.shape for operator in unit.operators)]
+    for operator in unit.operators:
+        attributes = dict(operator.attributes)
+        count = attributes.get("channels_per_group", attributes.get("groups", 1))
+        from_end = len(attributes["kernel"]) + 1 if "kernel" in attributes else len(operator.shape) - 1
+        for shape in (operator.shape, *(shapes[number] for number in operator.reads[:1])):
+            if count > 1 and (size := shape[-from_end]) < 0:
+                found[-1 - size] = math.lcm(found[-1 - size], count)
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """The points of one unit whose axes go up to ``widest``.
 
-    Widths are multiples of ``granule`` and the dense one, and on narrow axes any. ``share`` is the unit's part of the
-    time of the whole network, in [0, 1]: the less it matters, the coarser it is measured.
+    Widths are multiples of ``granule`` and the dense one, and on narrow axes any; of each axis only those that are
+    multiples of its entry in ``multiples``, as convolutions in groups need. ``share`` is the unit's part of the time of
+    the whole network, in [0, 1]: the less it matters, the coarser it is measured.
     """
 
     widest: Widths
     granule: int
+    multiples: Widths = ()
     share: float = 1.0
 
     def wanted(self, known: Known) -> tuple[Widths, ...]:
@@ -103,7 +121,11 @@ class Placement:
 
     @property
     def _axes(self) -> tuple["_Axis", ...]:
-        return tuple(_axis(width, self.granule, detailed=self._detailed) for width in self.widest)
+        multiples = self.multiples or (1,) * len(self.widest)
+        return tuple(
+            _axis(width, self.granule, multiple, detailed=self._detailed)
+            for width, multiple in zip(self.widest, multiples, strict=True)
+        )
 
     def _on_axis(self, number: int, width: int) -> Widths:
         return tuple(width if other == number else axis.top for other, axis in enumerate(self._axes))
@@ -134,7 +156,7 @@ class _Axis:
 
     def nodes(self, profile: Mapping[int, Timing]) -> NDArray[np.int64]:
         """The widths between which the surface is linear."""
-        return np.arange(1, self.width + 1) if len(self.classes) > 1 else np.asarray(sorted(profile))
+        return np.asarray(sorted({*itertools.chain(*self.classes)} if len(self.classes) > 1 else profile))
 
     def latencies(
         self, widths: NDArray[np.int64], profile: Mapping[int, Timing]
@@ -191,11 +213,12 @@ def _bend(points: Sequence[int], figures: Mapping[int, Timing]) -> float:
     return max((_deviation(figures, *line)[0] for line in lines), default=0.0)
 
 
-def _axis(width: int, granule: int, *, detailed: bool) -> _Axis:
+def _axis(width: int, granule: int, multiple: int, *, detailed: bool) -> _Axis:
     narrow = width < NARROW_GRANULES * granule
-    step = granule if not narrow else _LATTICE if width >= 2 * _LATTICE else 1
+    lattice = math.lcm(_LATTICE if narrow else granule, multiple)
+    step = lattice if width >= 2 * lattice else multiple
     regular = tuple(range(step, width + 1, step))
-    rest = tuple(one for one in range(1, width + 1) if one % step) if narrow else ()
+    rest = tuple(one for one in range(multiple, width + 1, multiple) if one % step) if narrow else ()
     if not narrow and regular[-1] != width:
         regular = (*regular, width)
     small, half = (max(step, round(width / part / step) * step) for part in (8, 2))
@@ -203,18 +226,16 @@ def _axis(width: int, granule: int, *, detailed: bool) -> _Axis:
         ends = tuple(sorted({step, regular[-1]}))
         return _Axis(width=width, coarse=ends, classes=(regular,), starts=(ends,))
     coarse = tuple(sorted({step, half, regular[-1]}))
-    if not rest:
-        start = {small, _behind(regular, half), *coarse}
-        return _Axis(width=width, coarse=coarse, classes=(regular,), starts=(tuple(sorted(start)),))
-    borders = {one + more for one in range(_TILE, width + 1, _TILE) for more in (0, step)}
-    start = {small, *coarse, *borders} & set(regular)
-    start_of_rest = {rest[0], rest[len(rest) // 2], rest[-1], *({_TILE + 1} & set(rest))}
-    return _Axis(
-        width=width,
-        coarse=coarse,
-        classes=(regular, rest),
-        starts=(tuple(sorted(start)), tuple(sorted(start_of_rest))),
-    )
+    start = {small, *coarse}
+    if narrow:
+        start |= {one + more for one in range(_TILE, width + 1, _TILE) for more in (0, step)} & set(regular)
+    else:
+        start.add(_behind(regular, half))
+    classes, starts = [regular], [tuple(sorted(start))]
+    if rest:
+        classes.append(rest)
+        starts.append(tuple(sorted({rest[0], rest[len(rest) // 2], rest[-1], *({_TILE + 1} & set(rest))})))
+    return _Axis(width=width, coarse=coarse, classes=tuple(classes), starts=tuple(starts))
 
 
 def _behind(candidates: Sequence[int], near: int) -> int:

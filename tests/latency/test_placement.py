@@ -8,7 +8,8 @@ import pytest
 
 from prune2deploy.budget.alignment import MINIMUM_GRANULES
 from prune2deploy.budget.surface import Surface
-from prune2deploy.latency.placement import MOST_POINTS, NARROW_GRANULES, Placement, Widths
+from prune2deploy.graph.unit import Operator, Unit
+from prune2deploy.latency.placement import MOST_POINTS, NARROW_GRANULES, Placement, Widths, multiples_of
 from prune2deploy.latency.points import Timing
 
 GRANULE = 16
@@ -41,10 +42,10 @@ def allowed(width: int) -> list[int]:
 
 
 def explored(
-    widest: Widths, cost: Cost, *, noise: float = 0.0, share: float = 1.0
+    widest: Widths, cost: Cost, *, noise: float = 0.0, share: float = 1.0, multiples: Widths = ()
 ) -> tuple[Surface, dict[Widths, Timing], int]:
     """The surface, what was measured for it, and in how many rounds."""
-    placement = Placement(widest=widest, granule=GRANULE, share=share)
+    placement = Placement(widest=widest, granule=GRANULE, share=share, multiples=multiples)
     chance = np.random.default_rng(0)
     known: dict[Widths, Timing] = {}
     rounds = 0
@@ -150,3 +151,35 @@ def test_a_unit_without_widths_is_measured_once():
 def test_the_narrowest_axes_have_a_surface(width):
     surface, _, _ = explored((width, 128), bilinear)
     assert np.quantile(errors(surface, bilinear, (width, 128)), 0.95) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("widest", "multiples"),
+    [((48,), (8,)), ((104, 208), (8, 8)), ((440,), (8,)), ((60, 60), (12, 12)), ((54,), (6,)), ((24,), (24,))],
+)
+@pytest.mark.parametrize("cost", [bilinear, tiled(16)])
+def test_channels_in_groups_are_measured_at_whole_groups(widest, multiples, cost):
+    surface, known, _ = explored(widest, cost, multiples=multiples)
+    assert all(width % multiple == 0 for point in known for width, multiple in zip(point, multiples, strict=True))
+    for part in (0.3, 0.6, 1.0):
+        widths = [max(1, round(part * full / one)) * one for full, one in zip(widest, multiples, strict=True)]
+        # A multiple of the groups that is none of the granule may lie anywhere within a tile.
+        assert float(surface.at(*widths)) == pytest.approx(cost(*widths), rel=0.15)
+
+
+def convolution(shape: tuple[int, ...], **attributes: object) -> Unit:
+    own = tuple(sorted({"kernel": (3, 3), **attributes}.items()))
+    return Unit(
+        axes=len({size for size in (-1, shape[1]) if size < 0}),
+        inputs=((1, -1, 8, 8),),
+        operators=(Operator(name="conv2d", reads=(0,), shape=shape, attributes=own),),
+    )
+
+
+def test_groups_say_what_widths_are_multiples_of():
+    assert multiples_of(convolution((1, -2, 8, 8), groups=1)) == (1, 1)
+    assert multiples_of(convolution((1, -2, 8, 8), groups=4)) == (4, 4)
+    assert multiples_of(convolution((1, -1, 8, 8), channels_per_group=8, outputs_per_group=8)) == (8,)
+    assert multiples_of(convolution((1, 10, 8, 8), groups=2)) == (2,)
+    norm = Operator(name="group_norm", reads=(0,), shape=(1, -1, 8, 8), attributes=(("affine", True), ("groups", 32)))
+    assert multiples_of(Unit(axes=1, inputs=((1, -1, 8, 8),), operators=(norm,))) == (32,)
