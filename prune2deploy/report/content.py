@@ -59,10 +59,10 @@ class ReportContent:
     @property
     def latency_targets(self) -> Mapping[str, Mapping[str, Any]]:
         """What was found of each variant that was cut to a latency: one, or a family; nothing without such a target."""
-        if "latency" in self.pruning:
-            return {PRUNED: self.pruning["latency"]}
-        members = self.pruning.get("family", {})
-        return {name: member["latency"] for name, member in members.items() if "latency" in member}
+        members = self.pruning.get("family") or {}
+        family = {name: member["latency"] for name, member in members.items() if "latency" in member}
+        alone = self.pruning.get("latency")
+        return family or ({} if alone is None else {PRUNED: alone})
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -47,7 +47,8 @@ def latency_plots(content: ReportContent) -> Iterator[Plot | None]:
 
 def exchange_plot(document: Mapping[str, Any]) -> Plot | None:
     """Importance lost against time gained, a point for each group that was cut; the largest are named."""
-    groups = [group for group in document.get("groups", ()) if group["kept"] < group["dense"]]
+    # What left with a branch is told by the branch.
+    groups = [group for group in document.get("groups", ()) if 0 < group["kept"] < group["dense"]]
     branches = [branch for branch in document.get("branches", ()) if branch["removed"]]
     entries = [*groups, *branches]
     if not entries:

@@ -23,6 +23,7 @@ def test_the_largest_cuts_are_named_and_all_are_told(make_latency) -> None:
     assert len(shown) <= 6
     assert "layer3.1.conv1: 0.60% for" in plot.svg
     assert "layer3.5: 1.20% for 940 µs" in plot.svg
+    assert "layer3.5.conv1" not in plot.svg
     assert "whole branch" in texts(plot.svg)
 
 
