@@ -10,6 +10,18 @@ from prune2deploy.report.figures import NOTHING, spell_latency, spell_percent, s
 _CLOSED_GAP = 0.0005
 
 
+def latency_headline(content: ReportContent) -> str | None:
+    """What was found while planning, for a page before the benchmark; None without a latency target."""
+    told = content.latency_targets
+    if not told:
+        return None
+    variant, document = next(iter(told.items()))
+    where = f"on {document['engine']}, as timed while planning"
+    if len(told) > 1:
+        return f"{len(told)} networks were cut to latencies {where}"
+    return f"The {variant} model takes {spell_percent(document['ratio'])} of dense's latency {where}"
+
+
 def latency_sentences(content: ReportContent) -> Iterator[str]:
     """Of one network what was asked, measured and proven, and what FLOPs would choose; of a family who met it."""
     told = content.latency_targets

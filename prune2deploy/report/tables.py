@@ -1,8 +1,9 @@
 """Tables of a whole report as pure rows of text: the terminal, Markdown and HTML draw them each in their own way."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prune2deploy.bench.subjects import PRUNED
 from prune2deploy.report.across_tables import baseline_tables
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.costs import costs_table
@@ -140,33 +141,33 @@ def _drop(variant: VariantRecord, file: OnnxRecord) -> float | None:
 
 
 def widths_table(pruning: Mapping[str, Any]) -> Table:
-    """Widths and FLOPs of every layer, dense and pruned."""
+    """Widths and FLOPs of every layer, dense and pruned; of a family the widths of each of its networks."""
     layers = list(pruning.get("layers", ()))
-    compared = [name for name in dict.fromkeys(name for layer in layers for name in layer) if _is_compared(name)]
+    entries = dict.fromkeys(name for layer in layers for name in layer)
+    variants = [name for name in entries if name not in ("name", "exact", "dense") and not name.startswith("flops_")]
+    single = not variants or PRUNED in variants
+    widths = ["dense", *([PRUNED] if single else []), *(name for name in variants if name != PRUNED)]
     rows = tuple(
         (
             str(layer["name"]),
-            *(spell_number(layer.get(name)) for name in ("dense", "pruned", *compared)),
-            spell_percent(_fraction(layer.get("pruned"), layer.get("dense"))),
+            *(spell_number(layer.get(name)) for name in widths),
+            *((spell_percent(_fraction(layer.get(PRUNED), layer.get("dense"))),) if single else ()),
             spell_count(layer.get("flops_dense")),
-            spell_count(layer.get("flops_pruned")),
-            _spell_exactness(layer),
+            *((spell_count(layer.get("flops_pruned")),) if single else ()),
+            _spell_exactness(layer, variants),
         )
         for layer in layers
     )
-    columns = ("layer", "dense", "pruned", *compared, "kept", "FLOPs dense", "FLOPs pruned", "cut")
+    kept, flops = (("kept",), ("FLOPs pruned",)) if single else ((), ())
+    columns = ("layer", *widths, *kept, "FLOPs dense", *flops, "cut")
     numeric = frozenset(range(1, len(columns) - 1))
     return Table(key="widths", title="Widths", columns=columns, rows=rows, numeric=numeric)
 
 
-def _is_compared(entry: str) -> bool:
-    """Whether an entry of a layer is the width of a variant besides dense and pruned."""
-    return entry not in ("name", "exact", "dense", "pruned") and not entry.startswith("flops_")
-
-
-def _spell_exactness(layer: Mapping[str, Any]) -> str:
+def _spell_exactness(layer: Mapping[str, Any], variants: Sequence[str]) -> str:
     """Whether a layer's channels were cut exactly; inexact where a norm takes its statistics over them."""
-    if "exact" not in layer or layer.get("pruned") == layer.get("dense"):
+    cut = [name for name in variants if name == PRUNED or name.startswith(f"{PRUNED}-")]
+    if "exact" not in layer or all(layer.get(name) == layer.get("dense") for name in cut):
         return spell_number(None)
     return "exact" if layer["exact"] else "inexact"
 

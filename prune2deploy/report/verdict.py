@@ -21,7 +21,7 @@ from prune2deploy.report.figures import (
     spell_ratio,
 )
 from prune2deploy.report.judged import judged_in_words, judged_ns, scenario_of
-from prune2deploy.report.latency_words import latency_sentences
+from prune2deploy.report.latency_words import latency_headline, latency_sentences
 
 _OUR_VARIANTS = frozenset({DENSE, PRUNED, REDUCED})
 _SEVERITY = (Verdict.INVALID, Verdict.REFUTED, Verdict.UNDECIDED, Verdict.CONFIRMED)
@@ -92,7 +92,7 @@ def _badge(verdict: Verdict | None, claims: tuple[JudgedClaim, ...]) -> str:
 def _headline(content: ReportContent) -> str:
     result = content.result
     if result is None:
-        return "Nothing has been measured yet"
+        return latency_headline(content) or "Nothing has been measured yet"
     baseline = _called(result.baseline)
     found = _first_speedup(content)
     if found is None:

@@ -179,6 +179,7 @@ def test_a_family_has_an_overview_and_a_table_of_each(family: ReportContent) -> 
     assert missed["FLOPs kept"] == "50.0%"
     assert missed["accuracy"] == "97.0%"
     assert tables["latency-member1-groups"].title == "Importance against time, by group, pruned-0.5"
+    assert summary_of(family).headline == "3 networks were cut to latencies on ort-cpu, as timed while planning"
     assert list(latency_sentences(family)) == [
         "Of 3 latency targets, timed while they were planned on ort-cpu, fp32, batch 1, 1 thread, 2 are met; "
         "missed: pruned-0.35 (0.380)."
@@ -208,7 +209,9 @@ def test_the_page_and_the_json_hold_it_once(content_of, make_latency) -> None:
 
 
 def test_a_page_before_the_benchmark_says_where_its_latencies_come_from(content_of, make_latency) -> None:
-    (waiting, *_) = summary_of(content_of(make_latency())).sentences
+    summary = summary_of(content_of(make_latency()))
+    assert summary.headline == "The pruned model takes 49.7% of dense's latency on ort-cpu, as timed while planning"
+    (waiting, *_) = summary.sentences
     assert waiting == ("The variants wait for “p2d bench”; the figures below come from pruning and training alone.")
 
 

@@ -137,6 +137,19 @@ def test_widths_table_bears_absent_figures() -> None:
     assert table.rows == (("conv", "64", "32", "50.0%", "–", "–", "–"), ("other", *("–",) * 6))
 
 
+def test_the_widths_of_a_family_stand_side_by_side() -> None:
+    wide = {"name": "conv", "exact": True, "dense": 64, "flops_dense": 100, "pruned-0.8": 48, "flops_pruned-0.8": 75}
+    layers = [wide | {"pruned-0.5": 32}, wide | {"name": "norm", "exact": False, "pruned-0.8": 64, "pruned-0.5": 16}]
+    whole = wide | {"name": "whole", "pruned-0.8": 64, "pruned-0.5": 64}
+    table = widths_table({"layers": [*layers, whole]})
+    assert table.columns == ("layer", "dense", "pruned-0.8", "pruned-0.5", "FLOPs dense", "cut")
+    assert [row[2:4] + row[-1:] for row in table.rows] == [
+        ("48", "32", "exact"),
+        ("64", "16", "inexact"),
+        ("64", "64", "–"),
+    ]
+
+
 def test_widths_table_has_a_column_for_every_variant_that_was_made() -> None:
     layer = {"name": "conv", "dense": 64, "pruned": 32, "flops_pruned": 9, "reduced": 40, "flops_reduced": 9}
     table = widths_table({"layers": [layer, {**layer, "family-0.5": 16, "flops_family-0.5": 4}]})
