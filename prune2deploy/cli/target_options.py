@@ -6,6 +6,7 @@ import typer
 
 from prune2deploy.cli.options import listed
 from prune2deploy.pipeline import choices
+from prune2deploy.pipeline.targets import DEFAULT_SOLVER_SECONDS
 
 _TARGET = "Target"
 
@@ -68,7 +69,8 @@ SolverSeconds = Annotated[
         "--solver-seconds",
         metavar="S",
         rich_help_panel=_TARGET,
-        help="Time that each solution of --ranking optimal may take; what is left to gain is reported. Default: 60.",
+        help="Time that each solution of --ranking optimal may take; what is left to gain is reported. "
+        f"Default: {DEFAULT_SOLVER_SECONDS:g}.",
     ),
 ]
 Engine = Annotated[

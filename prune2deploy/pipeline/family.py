@@ -20,6 +20,7 @@ from prune2deploy.pipeline.comparisons import FROM_SCRATCH, train_from_scratch
 from prune2deploy.pipeline.cutting import example_inputs, proven
 from prune2deploy.pipeline.making import PRUNED, Work
 from prune2deploy.pipeline.outcomes import FamilyOutcome
+from prune2deploy.pipeline.pareto import PARETO_FAMILY
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.requests import FamilyRequest, TrainingChoices
 from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject
@@ -181,6 +182,12 @@ def _check_pruned(run: RunFolder) -> None:
             return
         raise InputError("its pruning removed nothing, so there is no profile of widths", where=str(run.path))
     held = ", ".join(manifest.variants) or "nothing yet"
+    if PARETO_FAMILY in manifest.pruning:
+        raise InputError(
+            f"holds several pruned models ({held}), so there is no single profile of widths",
+            where=str(run.path),
+            hint="name a run of `p2d prune` with one target",
+        )
     raise InputError(
         f"holds no pruned model ({held})",
         where=str(run.path),

@@ -105,7 +105,7 @@ def _attention(run: RunFolder | None, request: InspectRequest) -> str:
 
 
 def _pruned_widths(run: RunFolder | None, graph: ChannelGraph) -> tuple[int, ...] | None:
-    if run is None or not run.manifest.pruning:
+    if run is None or "plan" not in run.manifest.pruning:  # not pruned, or into several networks
         return None
     plan = PrunePlan.from_document(run.manifest.pruning["plan"], where=str(run.path))
     return graph.kept_widths(mask_from_plan(graph, plan))

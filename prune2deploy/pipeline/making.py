@@ -74,11 +74,11 @@ def make_dense(work: Work) -> None:
     )
 
 
-def make_pruned(work: Work) -> None:
-    """The model cut by the run's plan, recalibrated and fine-tuned where there is data."""
-    if PRUNED in work.run.manifest.variants:
+def make_pruned(work: Work, *, name: str = PRUNED, plan: PrunePlan | None = None) -> None:
+    """The model cut by ``plan``, None for the run's own, recalibrated and fine-tuned where there is data."""
+    if name in work.run.manifest.variants:
         return
-    plan = work.plan
+    plan = work.plan if plan is None else plan
     kept = mask_from_plan(work.channels.graph, plan)
     model = work.channels.cut(work.subject.model, plan)
     accuracies: dict[str, float] = {}
@@ -93,10 +93,10 @@ def make_pruned(work: Work) -> None:
             model,
             work.splits,
             work.tuning,
-            state_path=work.run.training_path(PRUNED),
+            state_path=work.run.training_path(name),
             resume=work.resume,
             teacher=work.teacher,
-            description="fine-tuning pruned",
+            description=f"fine-tuning {name}",
             progress=work.progress,
         )
         accuracies["final"] = result.accuracy
@@ -104,7 +104,7 @@ def make_pruned(work: Work) -> None:
         epochs = None if epochs is None else epochs + work.tuning.epochs
     keep_variant(
         work.run,
-        PRUNED,
+        name,
         model,
         work.subject,
         plan=plan,

@@ -103,6 +103,7 @@ def _prepared(request: TrainRequest, scratch: Scratch, progress: Progress) -> _T
         default_granule=granule_for(choices.engine, choices.precision),
         ranking=choices.chosen_ranking,
         seed=request.seed,
+        solver_seconds=choices.solver_seconds,
     )
     return _Task(request=request, scratch=scratch, whole=whole, free=free, aim=aim, inputs=inputs, progress=progress)
 
@@ -244,6 +245,8 @@ def _record_of(task: _Task, plan: PrunePlan, proof: Proof) -> dict[str, Any]:
     graph = task.whole.graph
     kept = mask_from_plan(graph, plan)
     options = METHODS[task.request.method].options(**task.request.pruning.options)
+    budget, free = task.aim.budget, task.free.graph
+    aimed_at = {} if budget is None else budget.achieved(free.cost, mask_from_plan(free, plan))
     return {
         "method": task.request.method,
         "criterion": getattr(options, "criterion", None) or task.request.method,
@@ -255,6 +258,7 @@ def _record_of(task: _Task, plan: PrunePlan, proof: Proof) -> dict[str, Any]:
         "achieved": {
             "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
             "parameters": graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1),
+            **aimed_at,
         },
         "alignment": _granule_of(plan, task.aim),
         "proof_relative_error": proof.relative_error,

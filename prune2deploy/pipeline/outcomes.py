@@ -44,8 +44,8 @@ class MethodOutcome:
     """What a method gave that pruned while it trained.
 
     ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
-    ``costs`` are documents of ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or that a target was not
-    reached, None where all is well, and ``hint`` what to do then.
+    ``costs`` are documents of ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or
+    that a target was not reached, None where all is well, and ``hint`` what to do then.
     """
 
     run: Path
@@ -68,8 +68,8 @@ class PruneOutcome:
     """What a pruning gave. ``accuracies`` are those of ``pruned`` by moment, in the order they were taken.
 
     ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
-    ``latency`` is what the manifest keeps of a latency target, None without one. ``family`` has the same of each network
-    of a family that was cut to several, by variant; ``targets`` and ``achieved`` are then those of the first.
+    ``latency`` is what the manifest keeps of a latency target, None without one. ``family`` has what it keeps of each
+    network of a family that was cut to several, by variant; ``targets`` and ``achieved`` are then empty.
     ``costs`` are documents of ``training.cost.TrainingCost``, by variant that was trained.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 from prune2deploy.errors import InputError
 from prune2deploy.pipeline.choices import DEFAULT_RANKING, OPTIMAL_RANKING, PARETO_VARIANTS
 
-DEFAULT_SOLVER_SECONDS = 60.0
+DEFAULT_SOLVER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from prune2deploy.budget.allocate import Allocation, allocate
 from prune2deploy.budget.ladder import Scores
+from prune2deploy.budget.optimal import SOLVER_SECONDS
 from prune2deploy.budget.target import Budget
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 
@@ -12,7 +13,8 @@ from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 class Aim:
     """``granule`` None takes ``default_granule`` and gives way where the target cannot be reached with it.
 
-    ``budget`` is of the dense model; methods that size themselves take it as a stop, or None.
+    ``budget`` is of the dense model; methods that size themselves take it as a stop, or None. ``solver_seconds`` bounds
+    each solution of the ranking ``optimal``.
     """
 
     budget: Budget | None = None
@@ -20,6 +22,7 @@ class Aim:
     default_granule: int = 16
     ranking: str = "global"
     seed: int = 0
+    solver_seconds: float = SOLVER_SECONDS
 
     @property
     def widest_granule(self) -> int:
@@ -44,4 +47,5 @@ class Aim:
             ranking=self.ranking,
             relax_alignment=self.granule is None,
             available=available,
+            solver_seconds=self.solver_seconds,
         )
