@@ -259,7 +259,8 @@ def spell_latency_target(variant: str, latency: Mapping[str, Any]) -> str:
         measured += f", {threads} thread{'' if threads == 1 else 's'}"
     low, high = latency.get("low"), latency.get("high")
     interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
-    asked = f"{target['fraction']:.4g}, {_duration(target['ns'])}" if "ns" in target else f"{target['fraction']:.4g}"
+    parts = [] if target.get("fraction") is None else [f"{target['fraction']:.4g}"]
+    asked = ", ".join((*parts, _duration(target["ns"])))
     return (
         f"{measured}: {_duration(latency['dense_ns'])} dense, {_duration(latency['pruned_ns'])} {variant}: "
         f"{latency['ratio']:.3f}{interval} of the dense latency stay (target {asked})"

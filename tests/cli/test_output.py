@@ -194,14 +194,21 @@ def test_a_latency_target_is_told_with_what_was_measured(stage, run_p2d):
 
 
 def test_every_network_of_a_family_is_told_with_its_latency(stage, run_p2d):
-    faster = {**LATENCY, "threads": 2, "target": {"fraction": 0.35}, "pruned_ns": 455e3, "ratio": 0.349, "low": None}
+    faster = {
+        **LATENCY,
+        "threads": 2,
+        "target": {"fraction": None, "ns": 460e3},
+        "pruned_ns": 455e3,
+        "ratio": 0.349,
+        "low": None,
+    }
     family = replace(PRUNING, family={"pruned-0.5": {"latency": LATENCY}, "pruned-0.35": {"latency": faster}})
     stage("prune", busy(family))
     lines = run_p2d("prune", "m", "--pareto", "0.5,0.35").stdout.splitlines()
     assert lines[0] == "resnet20, taylor, granule 16"
     assert "10.6 ms pruned-0.5: 0.497 (0.493 to 0.501)" in lines[1]
     assert "batch 1, 2 threads: 21.3 ms dense, 455 us pruned-0.35: 0.349 of the" in lines[2]
-    assert lines[2].endswith("(target 0.35)")
+    assert lines[2].endswith("(target 460 us)")
 
 
 def test_inspection_names_what_is_frozen_and_why(stage, run_p2d):
