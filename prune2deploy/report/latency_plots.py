@@ -23,7 +23,7 @@ from prune2deploy.report.canvas import (
 )
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.figures import spell_latency, spell_percent
-from prune2deploy.report.latency_words import spell_gain, spell_share
+from prune2deploy.report.latency_words import spell_gain, spell_share, target_fraction
 
 _NAMED_GROUPS = 40
 _LABELS = 6
@@ -161,7 +161,7 @@ def family_plot(told: Mapping[str, Mapping[str, Any]]) -> Plot:
             if document["low"] is not None and document["high"] is not None:
                 ends = [100 * document["low"], 100 * document["high"]]
                 axes.plot(ends, [height, height], color=colour, linewidth=3)
-            axes.axvline(100 * document["target"]["fraction"], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            axes.axvline(100 * target_fraction(document), color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
                 spell_share(document["ratio"]),
                 (share, height),

@@ -7,12 +7,14 @@ from typing import Any
 from prune2deploy.report.content import ReportContent
 from prune2deploy.report.figures import NOTHING, spell_latency, spell_number, spell_percent, spell_ratio
 from prune2deploy.report.latency_words import (
-    last_round,
+    predicted_ns,
     spell_gain,
     spell_latency_setting,
     spell_share,
     spell_shares,
     spell_solver,
+    taken_round,
+    target_fraction,
 )
 from prune2deploy.report.table import Table
 
@@ -66,7 +68,7 @@ def family_table(content: ReportContent) -> Table:
     rows = tuple(
         (
             variant,
-            spell_share(document["target"]["fraction"]),
+            spell_share(target_fraction(document)),
             spell_latency(document["pruned_ns"]),
             spell_share(document["ratio"]),
             spell_shares(document["low"], document["high"]),
@@ -75,7 +77,7 @@ def family_table(content: ReportContent) -> Table:
             spell_percent(content.flops_fraction_of(variant)),
             spell_percent(content.accuracy_of(variant)),
             _spell_flop_optimal(document),
-            spell_percent(last_round(document)["solver"]["gap"]),
+            spell_percent(taken_round(document)["solver"]["gap"]),
         )
         for variant, document in told.items()
     )
@@ -102,7 +104,7 @@ def target_table(document: Mapping[str, Any], place: _Place = _ALONE) -> Table:
     target, facts = document["target"], document.get("table") or {}
     correction, device = document.get("correction"), document.get("device")
     rows = [
-        ("target", f"{spell_share(target['fraction'])} of dense, {spell_latency(target['ns'])}"),
+        ("target", f"{spell_share(target_fraction(document))} of dense, {spell_latency(target['ns'])}"),
         ("engine", spell_latency_setting(document)),
         *([("device", str(device))] if device else []),
         ("dense", spell_latency(document["dense_ns"])),
@@ -110,7 +112,7 @@ def target_table(document: Mapping[str, Any], place: _Place = _ALONE) -> Table:
         ("of dense", f"{spell_share(document['ratio'])} ({spell_shares(document['low'], document['high'])})"),
         ("met", "yes" if document["met"] else "no"),
         ("importance kept", spell_percent(document["importance_kept"])),
-        ("proven", spell_solver(last_round(document)["solver"])),
+        ("proven", spell_solver(taken_round(document)["solver"])),
     ]
     if correction:
         rows.append(
@@ -171,7 +173,7 @@ def branches_table(branches: Sequence[Mapping[str, Any]], place: _Place = _ALONE
 
 def flops_table(document: Mapping[str, Any], flops_fraction: float | None, place: _Place = _ALONE) -> Table:
     """This plan beside the one that FLOPs would have chosen at the same kept importance, both by the same table."""
-    other, own_ns = document.get("flop_optimal"), last_round(document)["predicted_ns"]
+    other, own_ns = document.get("flop_optimal"), predicted_ns(document)
     rows: tuple[tuple[str, ...], ...] = ()
     if other is not None:
         rows = (
@@ -211,20 +213,21 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], place: _Place = _ALONE) ->
             spell_share(one["ratio"]),
             spell_shares(one["low"], one["high"]),
             f"{one['solver']['ranking']}: {spell_solver(one['solver'])}",
-            f"{one['solver']['seconds']:.1f} s",
+            NOTHING if one["solver"]["seconds"] is None else f"{one['solver']['seconds']:.1f} s",
         )
         for number, one in enumerate(rounds, start=1)
     )
-    columns = (
-        *("round", "predicted", "measured", "measured/predicted", "of dense", "interval", "solver", "solved in"),
-    )
+    columns = (*("round", "by the table", "measured", "measured/table", "of dense", "interval", "solver", "solved in"),)
     return Table(
         key=f"{place.prefix}-rounds",
         title=f"Rounds of correction{place.suffix}",
         columns=columns,
         rows=rows,
         numeric=frozenset({0, 1, 2, 3, 4, 5, 7}),
-        note="Each round solves, times the whole network beside dense, and corrects the prices for the next.",
+        note=(
+            "Each round solves, times the whole network beside dense, and fits a line from the table's sums to what "
+            "was measured, for the next to be solved by. Sums are shown as they are, without the line."
+        ),
     )
 
 
@@ -255,4 +258,4 @@ def _spell_exchange(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 def _spell_flop_optimal(document: Mapping[str, Any]) -> str:
     """How many times as long the FLOP-optimal plan would take, by the same table."""
     other = document.get("flop_optimal")
-    return NOTHING if other is None else spell_ratio(other["predicted_ns"] / last_round(document)["predicted_ns"])
+    return NOTHING if other is None else spell_ratio(other["predicted_ns"] / predicted_ns(document))

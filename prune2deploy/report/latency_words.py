@@ -56,9 +56,18 @@ def spell_latency_setting(document: Mapping[str, Any]) -> str:
     return spelled if threads is None else f"{spelled}, {_counted(threads, 'thread')}"
 
 
+def target_fraction(document: Mapping[str, Any]) -> float:
+    """The share of the dense latency that was asked for, or that the time is which was asked for."""
+    target = document["target"]
+    fraction: float | None = target["fraction"]
+    return target["ns"] / document["dense_ns"] if fraction is None else fraction
+
+
 def spell_solver(solver: Mapping[str, Any]) -> str:
     """How good a plan is known to be: ``at most 0.8% more could be kept (time limit)``."""
     gap = solver["gap"]
+    if solver["status"] is None:
+        return "no solver"
     if gap is None:
         return f"{solver['status']}, no bound"
     if gap < _CLOSED_GAP:
@@ -66,11 +75,18 @@ def spell_solver(solver: Mapping[str, Any]) -> str:
     return f"at most {spell_percent(gap)} more could be kept ({solver['status']})"
 
 
-def last_round(document: Mapping[str, Any]) -> Mapping[str, Any]:
+def taken_round(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """The round whose plan was taken: that with the measured latency nearest to the one that is told."""
     told: float = document["pruned_ns"]
     rounds: list[Mapping[str, Any]] = document["rounds"]
     return min(reversed(rounds), key=lambda one: abs(one["measured_ns"] - told))
+
+
+def predicted_ns(document: Mapping[str, Any]) -> float:
+    """What the corrected table says of the plan that was taken."""
+    correction = document.get("correction") or {"offset_ns": 0.0, "scale": 1.0}
+    predicted: float = correction["offset_ns"] + correction["scale"] * taken_round(document)["predicted_ns"]
+    return predicted
 
 
 def _of_one(variant: str, document: Mapping[str, Any]) -> str:
@@ -81,17 +97,18 @@ def _of_one(variant: str, document: Mapping[str, Any]) -> str:
     return (
         f"Timed while it was planned, on {spell_latency_setting(document)}: {variant} takes "
         f"{spell_latency(document['pruned_ns'])}, {spell_share(document['ratio'])}{sure} of dense's "
-        f"{spell_latency(document['dense_ns'])}. The target of {spell_share(target['fraction'])} "
+        f"{spell_latency(document['dense_ns'])}. The target of {spell_share(target_fraction(document))} "
         f"({spell_latency(target['ns'])}) is {'met' if document['met'] else 'missed'} after "
         f"{_counted(rounds, 'measured plan')}."
     )
 
 
 def _of_solver(variant: str, document: Mapping[str, Any]) -> str:
-    solver = last_round(document)["solver"]
+    solver = taken_round(document)["solver"]
     kept = f"The plan of {variant} keeps {spell_percent(document['importance_kept'])} of the importance"
     if solver["gap"] is None:
-        return f"{kept}. It was found greedily: how much more a better plan could keep is not known."
+        how = f"Its widths were ranked ({solver['ranking']})" if solver["status"] is None else "It was found greedily"
+        return f"{kept}. {how}: how much more a better plan could keep is not known."
     ended = " when its time was up" if solver["status"] == "time limit" else ""
     more = "nothing" if solver["gap"] < _CLOSED_GAP else f"at most {spell_percent(solver['gap'])}"
     return (
@@ -104,11 +121,11 @@ def _of_flops(document: Mapping[str, Any]) -> Iterator[str]:
     other = document.get("flop_optimal")
     if other is None:
         return
-    own_ns = last_round(document)["predicted_ns"]
+    own_ns = predicted_ns(document)
     yield (
         f"Chosen by FLOPs instead, a plan that keeps {spell_percent(other['importance_kept'])} of the importance would "
-        f"take {spell_latency(other['predicted_ns'])} by the same table and this one takes {spell_latency(own_ns)}: "
-        f"{spell_ratio(other['predicted_ns'] / own_ns)} as long."
+        f"take {spell_latency(other['predicted_ns'])} by the corrected table and this one takes "
+        f"{spell_latency(own_ns)}: {spell_ratio(other['predicted_ns'] / own_ns)} as long."
     )
 
 
