@@ -1,6 +1,6 @@
 """From a model and a target to a proven cut: score, allocate, cut, prove."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from prune2deploy.budget.allocate import Allocation, allocate, allocate_uniform
 from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.budget.ladder import Scores
+from prune2deploy.budget.optimal import SOLVER_SECONDS
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
-from prune2deploy.errors import TargetError
+from prune2deploy.errors import InputError, TargetError
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.importance.criterion import Batches
@@ -38,16 +39,18 @@ class CutChoices:
     """How to choose what leaves.
 
     ``granule`` None takes ``default_granule``, and gives way where the target cannot be reached with it.
-    ``flop_penalty`` is β of ``importance.flop_penalty``.
+    ``flop_penalty`` is β of ``importance.flop_penalty``. ``budget`` None: no target but a latency, which is measured.
+    ``solver_seconds`` bounds each solution of the ranking ``optimal``.
     """
 
-    budget: Budget
+    budget: Budget | None
     method: str
     ranking: str = "global"
     granule: int | None = None
     default_granule: int = 16
     seed: int = 0
     flop_penalty: float = 0.0
+    solver_seconds: float = SOLVER_SECONDS
 
 
 def cut_to_budget(
@@ -66,9 +69,9 @@ def cut_to_budget(
         ProofError: the cut is not exact.
         InputError: the criterion cannot be used with what is given.
     """
-    if not channels.graph.groups:
-        raise TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
-    scores = _scores(model, channels.graph, choices, batches, progress)
+    if choices.budget is None:
+        raise InputError("no target is given", hint="say what may stay, for instance --flops 0.33")
+    scores = scores_for(model, channels, choices, batches=batches, progress=progress)
     allocation = allocate(
         channels.graph,
         scores,
@@ -76,19 +79,27 @@ def cut_to_budget(
         granule=choices.granule or choices.default_granule,
         ranking=choices.ranking,
         relax_alignment=choices.granule is None,
+        solver_seconds=choices.solver_seconds,
     )
-    provenance = {
+    provenance = provenance_of(channels, choices, allocation, choices.budget.fractions)
+    with progress.task("cutting and proving"):
+        return proven(model, channels, inputs, allocation, provenance, what="pruned")
+
+
+def provenance_of(
+    channels: Channels, choices: CutChoices, allocation: Allocation, targets: Mapping[str, float]
+) -> dict[str, Any]:
+    """How a plan came about, as it is printed and stored with it."""
+    return {
         "method": choices.method,
         "backend": channels.backend,
         "attention": channels.traced.attention.value,
         "ranking": choices.ranking,
-        "targets": dict(choices.budget.fractions),
+        "targets": dict(targets),
         "alignment": allocation.granule,
         "seed": choices.seed,
         **({"flop_penalty": choices.flop_penalty} if choices.flop_penalty else {}),
     }
-    with progress.task("cutting and proving"):
-        return proven(model, channels, inputs, allocation, provenance, what="pruned")
 
 
 def cut_uniformly(
@@ -162,9 +173,23 @@ def inexact_note(groups: Sequence[str]) -> list[str]:
     ]
 
 
-def _scores(
-    model: nn.Module, graph: ChannelGraph, choices: CutChoices, batches: Batches | None, progress: Progress
+def scores_for(
+    model: nn.Module,
+    channels: Channels,
+    choices: CutChoices,
+    *,
+    batches: Batches | None = None,
+    progress: Progress = SILENT,
 ) -> Scores:
+    """What makes each channel matter, by the criterion that is chosen. Shape: (channel_count,).
+
+    Raises:
+        TargetError: there is no channel that could leave.
+        InputError: the criterion cannot be used with what is given.
+    """
+    graph = channels.graph
+    if not graph.groups:
+        raise TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
     criterion = criterion_named(choices.method)
     scores = score_channels(graph, model, batches, criterion=criterion, seed=choices.seed, progress=progress)
     return with_flop_penalty(graph, scores, choices.flop_penalty)

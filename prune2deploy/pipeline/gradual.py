@@ -79,7 +79,8 @@ def check_reachable(restricted: Channels, choices: CutChoices) -> None:
     graph = restricted.graph
     if not graph.groups:
         raise TargetError("nothing can be pruned: every channel is frozen", hint="see why with `p2d inspect`")
-    _aim(choices).allocation(graph, np.zeros(graph.channel_count), budget=choices.budget)
+    if choices.budget is not None:
+        _aim(choices).allocation(graph, np.zeros(graph.channel_count), budget=choices.budget)
 
 
 def backend_for(request: PruneRequest, options: GradualOptions | None) -> tuple[str, tuple[str, ...]]:
@@ -133,7 +134,7 @@ def make_pruned_gradually(
         "backend": whole.backend,
         "attention": whole.traced.attention.value,
         "ranking": choices.ranking,
-        "targets": dict(choices.budget.fractions),
+        "targets": {} if choices.budget is None else dict(choices.budget.fractions),
         "alignment": allocation.granule,
         "seed": choices.seed,
     }

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Subset
 from prune2deploy.budget.alignment import granule_for
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.budget.target import Budget
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import InputError
 from prune2deploy.importance.criteria import criterion_named
@@ -33,12 +32,13 @@ from prune2deploy.pipeline.gradual import (
     gradual_options,
     make_pruned_gradually,
 )
+from prune2deploy.pipeline.latency_cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.places import settled_checkpoint
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.record import pruning_record
-from prune2deploy.pipeline.requests import PruneRequest
+from prune2deploy.pipeline.requests import LatencyTarget, PruneRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
 from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject
@@ -68,6 +68,9 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     if resumed is None and not request.resume:
         check_out(request.out)
     tuning = fine_tuning_recipe(request.training, seed=request.seed)
+    setting = None
+    if request.targets.latency is not None:
+        setting = setting_of(request.engine, request.precision, request.batch, request.threads)
     subject = open_subject(
         settled_checkpoint(request.checkpoint, resumed=resumed),
         model=request.model,
@@ -99,13 +102,14 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     )
     restricted = whole.without_groups(reasons_to_stay(whole.graph, restrictions))
     choices = CutChoices(
-        budget=Budget(flops=request.targets.flops, parameters=request.targets.parameters),
+        budget=budget_of(request.targets, restricted, batch=request.batch, precision=request.precision),
         method=method,
         ranking=request.chosen_ranking,
         granule=request.alignment,
-        default_granule=granule_for(request.engine, request.precision),
+        default_granule=granule_for(request.engine if setting is None else setting.engine, request.precision),
         seed=request.seed,
         flop_penalty=request.flop_penalty,
+        solver_seconds=request.solver_seconds,
     )
     pruning: dict[str, Any] = {}
     notes: tuple[str, ...] = (*subject.notes, *whole.notes, *remarks)
@@ -114,15 +118,16 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     if gradual is None and (resumed is None or not resumed.manifest.pruning):
         needs_data = criterion_named(method).needs_data
         batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
-        cut = cut_to_budget(
-            subject.model,
-            restricted,
-            inputs,
-            choices,
-            batches=batches,
-            progress=progress,
-        )
-        pruning = pruning_record(whole, restricted, cut, choices)
+        if setting is None:
+            cut = cut_to_budget(subject.model, restricted, inputs, choices, batches=batches, progress=progress)
+            pruning = pruning_record(whole, restricted, cut, choices)
+        else:
+            with engine_for(subject, restricted, choices, setting, progress) as engine:
+                measured = cut_to_latency(
+                    engine, inputs, _latency(request), choices, batches=batches, progress=progress
+                )
+            cut = measured.cut
+            pruning = latency_pruning_record(whole, restricted, measured)
         notes = tuple(dict.fromkeys((*notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits))))
     begun = new_run(
         command=request.command,
@@ -169,6 +174,11 @@ def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAG
     size = len(splits.calibration)  # type: ignore[arg-type]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images]
     yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
+
+
+def _latency(request: PruneRequest) -> LatencyTarget:
+    assert request.targets.latency is not None
+    return request.targets.latency
 
 
 def _best_method(request: PruneRequest, splits: DataSplits | None) -> str:

@@ -21,13 +21,16 @@ def pruning_record(whole: Channels, restricted: Channels, cut: Cut, choices: Cut
         "flops": graph.cost.flops(kept) / max(graph.cost.dense_flops, 1),
         "parameters": graph.cost.parameters(kept) / max(graph.cost.dense_parameters, 1),
     }
+    if choices.budget is not None:
+        # Memory and latency are priced over the channels that were allowed to leave.
+        achieved |= choices.budget.achieved(restricted.graph.cost, mask_from_plan(restricted.graph, plan))
     return {
         "method": choices.method,
         "criterion": choices.method,
         "backend": whole.backend,
         "attention": whole.traced.attention.value,
         "ranking": choices.ranking,
-        "targets": dict(choices.budget.fractions),
+        "targets": dict(plan.provenance["targets"]),
         "achieved": achieved,
         "alignment": plan.provenance["alignment"],
         "proof_relative_error": cut.proof.relative_error,
