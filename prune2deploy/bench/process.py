@@ -63,13 +63,13 @@ def run_worker(
             )
         if not result_path.exists():
             raise EngineError(
-                f"the measuring process died ({_spell_status(status)}): {_last_line(log_path)}",
+                f"the measuring process died ({spell_status(status)}): {last_line(log_path)}",
                 where=f"bench on {job.request.engine}",
                 hint="run `p2d doctor`, and try another --engine",
             )
         document: Mapping[str, Any] = read_json(result_path)
         if "error" in document:
-            raise _error_from(document["error"])
+            raise error_from_document(document["error"])
         return document, str(result_path)
 
 
@@ -77,9 +77,13 @@ def _run(
     command: Sequence[str], *, log: IO[bytes], threads: int, timeout_seconds: float | None, tell: Tell
 ) -> tuple[int, bool]:
     """Exit status, and whether the time ran out. Ctrl-C reaches this process alone, which then ends the other."""
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=worker_environment(threads),
+        start_new_session=True,
     )
     timed_out = threading.Event()
 
@@ -97,7 +101,12 @@ def _run(
     finally:
         if timer is not None:
             timer.cancel()
-        _end(process)
+        end_process(process)
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a process that measures with so many threads: the libraries' own pools have no more."""
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(threads))}
 
 
 def _forward(lines: Iterable[bytes], tell: Tell) -> None:
@@ -111,7 +120,8 @@ def _forward(lines: Iterable[bytes], tell: Tell) -> None:
         tell(fraction, text)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process if it still runs: asking first, and waiting a few seconds."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -123,17 +133,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-def _error_from(document: Mapping[str, Any]) -> P2DError:
+def error_from_document(document: Mapping[str, Any]) -> P2DError:
+    """The error that a worker wrote with ``error_to_document``."""
     kind = getattr(errors, str(document["type"]), None)
     if not (isinstance(kind, type) and issubclass(kind, P2DError)):
         kind = EngineError
     return kind(document["what"], where=document["where"], hint=document["hint"])
 
 
-def _spell_status(status: int) -> str:
+def spell_status(status: int) -> str:
+    """How a process ended, in words."""
     return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """The last words of a process whose standard error went to ``path``."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
