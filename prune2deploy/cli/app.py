@@ -14,6 +14,7 @@ from prune2deploy.cli.commands.doctor import doctor
 from prune2deploy.cli.commands.export import export
 from prune2deploy.cli.commands.family import family
 from prune2deploy.cli.commands.inspect import inspect
+from prune2deploy.cli.commands.latency_table import latency_table
 from prune2deploy.cli.commands.prune import prune
 from prune2deploy.cli.commands.report import report
 from prune2deploy.cli.commands.train import train
@@ -58,6 +59,11 @@ app.command(rich_help_panel=_CHAIN, epilog="Example: p2d report p2d-runs/latest"
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d compare main/result.json p2d-runs/latest")(compare)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d demo")(demo)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d inspect torchvision:resnet50 --input 3x224x224")(inspect)
+app.command(
+    "latency-table",
+    rich_help_panel=_LOOK,
+    epilog="Example: p2d latency-table torchvision:resnet50 --engine ort-cpu --threads 1",
+)(latency_table)
 app.command(rich_help_panel=_LOOK, epilog="Example: p2d doctor --json")(doctor)
 
 

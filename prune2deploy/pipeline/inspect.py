@@ -4,7 +4,6 @@ from pathlib import Path
 
 from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.errors import InputError
 from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.pipeline.alignment import alignment_report, models_of
 from prune2deploy.pipeline.backends import MODULE, find_channels
@@ -13,7 +12,7 @@ from prune2deploy.pipeline.frozen import frozen_rows
 from prune2deploy.pipeline.outcomes import GroupRow, InspectOutcome
 from prune2deploy.pipeline.requests import InspectRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
-from prune2deploy.pipeline.subject import Subject, fresh_subject, open_subject
+from prune2deploy.pipeline.subject import named_subject
 from prune2deploy.pipeline.variants import variant_rows
 from prune2deploy.progress import SILENT, Progress
 from prune2deploy.run import MANIFEST, RunFolder
@@ -26,7 +25,13 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
         InputError, CheckpointError, ModelError: the subject cannot be read or traced.
     """
     run = _run(request)
-    subject = _subject(request, progress)
+    subject = named_subject(
+        request.subject,
+        model=request.model,
+        input_shape=request.input_shape,
+        trust_pickle=request.trust_pickle,
+        progress=progress,
+    )
     inputs = example_inputs(subject.input_shape)
     channels = find_channels(
         subject.model,
@@ -75,21 +80,6 @@ def run_inspect(request: InspectRequest, progress: Progress = SILENT) -> Inspect
 def _run(request: InspectRequest) -> RunFolder | None:
     path = Path(request.subject)
     return RunFolder.open(path) if (path / MANIFEST).is_file() else None
-
-
-def _subject(request: InspectRequest, progress: Progress) -> Subject:
-    path = Path(request.subject)
-    if path.exists():
-        return open_subject(
-            path,
-            model=request.model,
-            input_shape=request.input_shape,
-            trust_pickle=request.trust_pickle,
-            progress=progress,
-        )
-    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".bin") or "/" in request.subject:
-        raise InputError("does not exist", where=request.subject, hint="name a checkpoint, a model or a run folder")
-    return fresh_subject(request.subject, input_shape=request.input_shape)
 
 
 def _backend(run: RunFolder | None, request: InspectRequest) -> str:

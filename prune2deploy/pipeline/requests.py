@@ -202,6 +202,30 @@ class InspectRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyTableRequest:
+    """``p2d latency-table``: fill the table of an engine for ``subject``, as in ``InspectRequest``; None only shows it.
+
+    ``engine`` None is the best one that runs here, and for ``clear``, which drops what is kept before, all.
+    ``threads`` None are all cores, ``alignment`` None is what the engine wants. ``export`` is a CSV or JSON file.
+    """
+
+    subject: str | None = None
+    model: str | None = None
+    input_shape: InputShape | None = None
+    engine: str | None = None
+    precision: str = "fp32"
+    batch: int = 1
+    threads: int | None = None
+    alignment: int | None = None
+    export: Path | None = None
+    clear: bool = False
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        check_latency(self.subject is not None, self.precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
     """``p2d export``: every variant of ``run`` (None: the latest) to ONNX, at each precision.
 

@@ -24,6 +24,7 @@ from prune2deploy.storage import sha256_of_file
 
 DENSE = "dense"
 _RESCALING = ("googlenet", "inception_v3")
+_CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".tar", ".bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,29 @@ def fresh_subject(spec_text: str, *, input_shape: tuple[int, ...] | None = None)
         data=None,
         normalization=_published_normalization(spec, model),
     )
+
+
+def named_subject(
+    text: str,
+    *,
+    model: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = SILENT,
+) -> Subject:
+    """What ``text`` names: a checkpoint, a bundle or a run folder where there is one, else a model spec, untrained.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit the architecture.
+        ModelError: the architecture is unknown or cannot be built.
+        InputError: it looks like a path, and nothing is there.
+    """
+    path = Path(text)
+    if path.exists():
+        return open_subject(path, model=model, input_shape=input_shape, trust_pickle=trust_pickle, progress=progress)
+    if path.suffix in _CHECKPOINT_SUFFIXES or "/" in text:
+        raise InputError("does not exist", where=text, hint="name a checkpoint, a model or a run folder")
+    return fresh_subject(text, input_shape=input_shape)
 
 
 def load_subject_data(subject: Subject, data: str | None, *, progress: Progress = SILENT) -> DataSplits | None:

@@ -10,7 +10,8 @@ from prune2deploy import __version__
 from prune2deploy.cli.app import app
 from prune2deploy.pipeline.method_options import METHOD_OPTIONS
 
-COMMANDS = ["train", "prune", "family", "export", "build", "bench", "report", "compare", "demo", "inspect", "doctor"]
+COMMANDS = ["train", "prune", "family", "export", "build", "bench", "report", "compare", "demo", "inspect"]
+COMMANDS += ["latency-table", "doctor"]
 
 RUNNING = {"--quiet", "--verbose"}
 TRAINING = {
@@ -43,6 +44,9 @@ OPTIONS = {
     "family": RUNNING | {"--factors", "--resume"},
     "inspect": RUNNING
     | {"--model", "--input", "--scope", "--backend", "--attention", "--engine", "--precision"}
+    | {"--trust-pickle", "--json"},
+    "latency-table": RUNNING
+    | {"--model", "--input", "--engine", "--precision", "--batch", "--threads", "--align", "--export", "--clear"}
     | {"--trust-pickle", "--json"},
     "export": RUNNING
     | {"--precision", "--normalize", "--softmax", "--input", "--top-k", "--batch", "--external-data", "--io-precision"}
