@@ -19,6 +19,7 @@ from prune2deploy.report.latency_words import (
 from prune2deploy.report.table import Table
 
 LISTED_GROUPS = 15
+_WITH_BRANCH = "with its branch"
 _GAINED = (
     "What this cut alone costs and gains, the others as they are: the share of the network's importance, and the time "
     "by the corrected table. Gains of neighbours overlap and do not sum up."
@@ -161,11 +162,12 @@ def every_group_table(groups: Sequence[Mapping[str, Any]], place: _Place = _ALON
 def branches_table(branches: Sequence[Mapping[str, Any]], place: _Place = _ALONE) -> Table:
     """The residual branches that left whole, largest gain first."""
     gone = sorted((branch for branch in branches if branch["removed"]), key=lambda branch: -branch["saved_ns"])
+    unit, unit_ns = _unit_of_price(gone)
     return Table(
         key=f"{place.prefix}-branches",
         title=f"Residual branches that left whole{place.suffix}",
-        columns=("branch", "importance lost", "gained", "lost per ms"),
-        rows=tuple((str(branch["name"]), *_spell_exchange(branch)) for branch in gone),
+        columns=("branch", "importance lost", "gained", f"lost per {unit}"),
+        rows=tuple((str(branch["name"]), *_spell_exchange(branch, unit_ns)) for branch in gone),
         numeric=frozenset({1, 2, 3}),
         note=f"{len(gone)} of {len(branches)} that could.",
     )
@@ -212,7 +214,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], place: _Place = _ALONE) ->
             spell_ratio(one["measured_ns"] / one["predicted_ns"]),
             spell_share(one["ratio"]),
             spell_shares(one["low"], one["high"]),
-            f"{one['solver']['ranking']}: {spell_solver(one['solver'])}",
+            spell_solver(one["solver"]),
             NOTHING if one["solver"]["seconds"] is None else f"{one['solver']['seconds']:.1f} s",
         )
         for number, one in enumerate(rounds, start=1)
@@ -234,25 +236,33 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], place: _Place = _ALONE) ->
 def _table_of_groups(groups: Sequence[Mapping[str, Any]], *, key: str, title: str, note: str = "") -> Table:
     compared = any(group.get("flop_optimal") is not None for group in groups)
     columns = ("group", "dense", "kept", *(("FLOP-optimal",) if compared else ()))
-    columns = (*columns, "importance lost", "gained", "lost per ms")
+    unit, unit_ns = _unit_of_price(groups)
+    columns = (*columns, "importance lost", "gained", f"lost per {unit}")
     rows = tuple(
         (
             str(group["name"]),
             str(group["dense"]),
             str(group["kept"]),
             *((spell_number(group.get("flop_optimal")),) if compared else ()),
-            *_spell_exchange(group),
+            *_spell_exchange(group, unit_ns),
         )
         for group in groups
     )
     return Table(key=key, title=title, columns=columns, rows=rows, numeric=frozenset(range(1, len(columns))), note=note)
 
 
-def _spell_exchange(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Importance lost, time gained, and the price of a millisecond where time was gained."""
+def _unit_of_price(entries: Sequence[Mapping[str, Any]]) -> tuple[str, float]:
+    """The time that a price is told for, and what it is in ns: a millisecond, or a microsecond in a small network."""
+    largest = max((entry["saved_ns"] for entry in entries), default=0.0)
+    return ("ms", 1e6) if largest >= 1e5 else ("µs", 1e3)
+
+
+def _spell_exchange(entry: Mapping[str, Any], unit_ns: float) -> tuple[str, str, str]:
+    """Importance lost, time gained, and the price of a unit of time where time was gained."""
     lost, saved_ns = entry["importance_lost"], entry["saved_ns"]
-    price = f"{100 * lost / (saved_ns / 1e6):.3g}%" if saved_ns > 0 else NOTHING
-    return spell_percent(lost, digits=2), spell_gain(saved_ns), price
+    price = f"{100 * lost / (saved_ns / unit_ns):.3g}%" if saved_ns > 0 else NOTHING
+    gained = _WITH_BRANCH if entry.get("kept") == 0 else spell_gain(saved_ns)
+    return spell_percent(lost, digits=2), gained, price
 
 
 def _spell_flop_optimal(document: Mapping[str, Any]) -> str:

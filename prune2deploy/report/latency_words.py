@@ -67,7 +67,7 @@ def spell_solver(solver: Mapping[str, Any]) -> str:
     """How good a plan is known to be: ``at most 0.8% more could be kept (time limit)``."""
     gap = solver["gap"]
     if solver["status"] is None:
-        return "no solver"
+        return f"{solver['ranking']} ranking, no solver"
     if gap is None:
         return f"{solver['status']}, no bound"
     if gap < _CLOSED_GAP:

@@ -100,7 +100,7 @@ def test_widths_that_no_solver_chose_are_said_to_be_ranked(content_of, make_late
     content = content_of(document)
     assert "Its widths were ranked (global): how much more" in list(latency_sentences(content))[1]
     table = by_key(latency_tables(content))["latency-rounds"]
-    assert table.rows[1][-2:] == ("global: no solver", "–")
+    assert table.rows[1][-2:] == ("global ranking, no solver", "–")
 
 
 def test_a_plan_is_told_by_its_own_round_where_a_later_one_was_worse(make_latency) -> None:
@@ -148,6 +148,20 @@ def test_a_cut_that_costs_time_has_a_minus_and_no_price(make_latency) -> None:
     assert row[-2:] == ("−12.0 µs", "–")
 
 
+def test_a_small_network_has_prices_of_a_microsecond(make_latency) -> None:
+    groups = [group | {"saved_ns": group["saved_ns"] / 300} for group in make_latency()["groups"]]
+    table = groups_table(groups)
+    assert table.columns[-1] == "lost per µs"
+    # 4.2% for 2.75 µs.
+    assert table.rows[0][-2:] == ("2.75 µs", "1.53%")
+
+
+def test_a_group_that_left_with_its_branch_says_so(make_latency) -> None:
+    (gone,) = [group for group in make_latency()["groups"] if group["kept"] == 0]
+    ((*_, gained, price),) = groups_table([gone | {"saved_ns": 0.0}]).rows
+    assert (gained, price) == ("with its branch", "–")
+
+
 def test_groups_without_a_flop_optimal_width_have_no_column_of_it(make_latency) -> None:
     groups = [group | {"flop_optimal": None} for group in make_latency()["groups"]]
     assert "FLOP-optimal" not in groups_table(groups).columns
@@ -164,7 +178,7 @@ def test_rounds_show_the_sum_of_the_table_beside_what_was_measured(content_of, m
     assert table.rows[0][1:4] == ("10.5 ms", "11.5 ms", "1.10×")
     assert table.rows[1][1:4] == ("9.66 ms", "10.6 ms", "1.10×")
     assert table.rows[1][4:6] == ("0.497", "0.493 to 0.501")
-    assert table.rows[1][-2:] == ("optimal: at most 0.8% more could be kept (time limit)", "59.9 s")
+    assert table.rows[1][-2:] == ("at most 0.8% more could be kept (time limit)", "59.9 s")
 
 
 def test_operators_without_a_price_are_named_with_their_number(make_latency) -> None:
