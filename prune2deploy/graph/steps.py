@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Node
 
 from prune2deploy.graph.dataflow import Call, Dataflow
+from prune2deploy.graph.sizes import shape_of
 from prune2deploy.graph.unit_operators import IN_TAILS, Described, described
 from prune2deploy.graph.value_widths import ValueWidths
 
@@ -14,8 +15,8 @@ from prune2deploy.graph.value_widths import ValueWidths
 class Step:
     """What runs as one: ``calls`` in order, with what each is, and the value that it ends with.
 
-    ``operators`` is empty for an operator that units do not hold. A batch norm that is folded into the convolution
-    before it is not among them. ``made_by`` is the position in ``operators`` of what makes each of its values.
+    ``operators`` is empty for an operator that units do not hold. A batch norm that is folded into the weights before
+    it is not among them. ``made_by`` is the position in ``operators`` of what makes each of its values.
     """
 
     calls: list[Call]
@@ -38,10 +39,10 @@ class Step:
         return (node for call in self.calls for node in call.reads if node not in own)
 
     def extend(self, call: Call, operator: Described | None) -> None:
-        """Add an operator at its end; a batch norm after a convolution goes into that."""
+        """Add an operator at its end; a batch norm goes into the weights of the one before."""
         if self.calls and call.name == "batch_norm":
-            [convolution] = self.operators
-            self.operators = [replace(convolution, attributes={**convolution.attributes, "bias": True})]
+            [weighted] = self.operators
+            self.operators = [replace(weighted, attributes={**weighted.attributes, "bias": True})]
         elif operator is not None:
             self.operators.append(operator)
         self.calls.append(call)
@@ -83,9 +84,14 @@ def _joins(
         return None
     step = steps[number]
     if call.name == "batch_norm":
-        folds = len(step.calls) == 1 and any(one.name.startswith("conv") for one in step.operators)
-        return number if folds else None
+        return number if len(step.calls) == 1 and _takes_norms(step) else None
     shape = widths.shape(call.node)
     alike = all(widths.shape(one) == shape for one in call.reads)
     joins = step.operators and alike and (len(operator.reads) == 1 or call.name == "add")
     return number if joins else None
+
+
+def _takes_norms(step: Step) -> bool:
+    """Whether a batch norm after the step goes into the weights of its operator, as exporters fold it."""
+    name = step.operators[0].name if step.operators else ""
+    return name.startswith("conv") or (name == "linear" and len(shape_of(step.result)) == len(("batch", "features")))

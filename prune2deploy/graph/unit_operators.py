@@ -198,13 +198,22 @@ def _mean(call: Call, flow: Dataflow, widths: ValueWidths) -> Described:
 
 
 def _concatenation(call: Call, flow: Dataflow, widths: ValueWidths) -> Described:
-    """Told as if two halves of the result were joined: it reads one value of the result's shape.
+    """A concatenation or a stack, told as if two halves of the result were joined: it reads one value of its shape.
 
     The time of a concatenation is that of copying what it gives; of how many parts that was, little. So all of one
     resolution are one unit, and none has more than one width.
     """
     dim = int(call.arguments.get("dim", 0)) % len(shape_of(call.node))
     return Described(name="cat", reads=(call.node,), result=call.node, attributes={"dim": dim})
+
+
+def _einsum(call: Call, flow: Dataflow, widths: ValueWidths) -> Described | None:
+    """Of activations alone; the equation is written without spaces."""
+    given = call.arguments["tensors"]
+    if flow.constants.intersection(given):
+        return None
+    equation = str(call.arguments["equation"]).replace(" ", "")
+    return Described(name="einsum", reads=tuple(given), result=call.node, attributes={"equation": equation})
 
 
 def _layer_norm(call: Call, flow: Dataflow, widths: ValueWidths) -> Described:
@@ -276,7 +285,8 @@ _FAMILIES: Mapping[str, Callable[[Call, Dataflow, ValueWidths], Described | None
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _adaptive_pool),
     "mean": _mean,
-    "cat": _concatenation,
+    "einsum": _einsum,
+    **dict.fromkeys(("cat", "stack"), _concatenation),
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
     "batch_norm": _batch_norm,

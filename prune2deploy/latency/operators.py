@@ -194,6 +194,10 @@ def _group_norm(scribe: Scribe, call: Call) -> str:
     return scribe.node("Add", [scaled, scribe.weight(of_channel)])
 
 
+def _einsum(scribe: Scribe, call: Call) -> str:
+    return scribe.node("Einsum", call.reads, equation=call.get("equation"))
+
+
 def _softmax(scribe: Scribe, call: Call) -> str:
     return scribe.node("Softmax", [call.reads[0]], axis=call.get("dim", -1))
 
@@ -244,6 +248,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
         "linear": _linear,
         "matmul": _of_two("MatMul"),
+        "einsum": _einsum,
         "scaled_dot_product_attention": _attention,
         **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _pool("MaxPool")),
         **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _pool("AveragePool")),

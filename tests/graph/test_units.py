@@ -371,6 +371,27 @@ def test_a_third_width_is_held_at_its_dense_size() -> None:
     assert units["more"].axes == 2
 
 
+def test_a_product_by_equation_is_a_unit_with_its_equation() -> None:
+    def body(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(2)
+        return torch.einsum("b c p, b d p -> b c d", rows, rows.sigmoid())
+
+    model = model_of(Written(lambda self, x: body(self, self.first(x)), first=nn.Conv2d(3, 16, 1)))
+    product = model.terms[-1].unit
+    assert names(product) == "einsum"
+    assert dict(product.operators[0].attributes) == {"equation": "bcp,bdp->bcd"}
+    assert len(product.inputs) == 2
+    assert model.unpriced == {}
+
+
+def test_a_norm_goes_into_a_linear_layer_of_rows_alone() -> None:
+    def units(*shape: int) -> list[str]:
+        return units_in(model_of(nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)), *shape))
+
+    assert units(1, 8) == ["linear", "linear"]
+    assert units(1, 16, 8) == ["linear", "batch_norm", "linear"]
+
+
 def test_what_no_unit_holds_is_counted_by_name() -> None:
     model = model_of(between(lambda self, x: torch.roll(x, 1, dims=2).roll(2, dims=3).cumsum(3)))
     assert model.unpriced == {"roll": 2, "cumsum": 1}
