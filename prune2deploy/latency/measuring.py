@@ -25,7 +25,7 @@ Tell = Callable[[float], None]
 """Told how much of the work is done, from 0 to 1."""
 
 # In a real network each layer finds the caches full of what the others left there; few points leave too little.
-_BYTES_OF_A_RUN = 64 << 20
+_BYTES_OF_A_RUN = 32 << 20
 _MOST_COPIES_IN_A_NETWORK = 64
 _MOST_BYTES_IN_A_NETWORK = 192 << 20
 # A profiler that counts microseconds has to see about so much of a point; longer ones are in a network once.

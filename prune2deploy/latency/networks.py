@@ -1,12 +1,13 @@
 """Test networks: many points side by side in one ONNX graph, so that the engine's own profiler times each of them.
 
 A point is timed as it would run inside a network. What it reads was written just before, in the layout that the engine
-likes: a feed stands in front of each input, and what a unit makes is read by a drain, which shrinks it to next to
-nothing. Feeds, drains and what an engine puts between them are named apart from the unit and not counted.
+likes: a feed stands in front of each input, and what a unit makes is read by a drain, which makes next to nothing of
+it. Feeds and drains are named apart from the unit and not counted. Where the engine changes the layout between them and
+the unit, it does so in a network as well, between this unit and its neighbours: half of that is the unit's.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,12 +27,15 @@ _OPSET, _OPSET_OF_BF16 = 20, 22
 _BALLAST_COLUMNS = 1024
 _BLOCK = 16
 _FEED_CHANNELS = 4
+# What a mean reads is read by another as well (by the product behind it), and one change of layout serves both.
+_SHARING = {"mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"}
 # A point's nodes and values are called "p17.0/...": number 17, copy 0.
 _OWNED = re.compile(r"\bp(\d+)\.\d+/")
+_SERVES = re.compile(r"\b(?:feed/|p|drain/)(\d+\.\d+)/")
 # What engines call layers that they put in to change a layout or a type.
 _MOVES = re.compile("reorder|reformat|transpose|permute|cast|convert|memcpy|copy|noop", re.IGNORECASE)
 # What these read has its channels last.
-_CHANNELS_LAST = {"linear", "layer_norm", "softmax", "matmul", "scaled_dot_product_attention"}
+_CHANNELS_LAST = {"linear", "layer_norm", "softmax", "matmul", "einsum", "scaled_dot_product_attention"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,9 @@ class TestNetwork:
                 torn |= owners
             for owner in owners:
                 found[owner] = found.get(owner, 0.0) + layer.latency_ns
+        for owner, latency_ns in _moves(profile.layers):
+            if owner in found and self.points[owner].unit.operators[0].name not in _SHARING:
+                found[owner] += latency_ns / 2
         return [
             None if number in torn or number not in found else found[number] / copies
             for number, copies in enumerate(self.copies)
@@ -77,6 +84,26 @@ def owners_of(layer: LayerTime) -> set[int]:
         return set()
     named = {int(number) for number in _OWNED.findall(layer.name)}
     return named or {int(number) for node in layer.nodes for number in _OWNED.findall(node)}
+
+
+def _moves(layers: Sequence[LayerTime]) -> Iterator[tuple[int, float]]:
+    """Changes of layout that run between the feeds of a copy and its drain, each with the number of the point."""
+    before: str | None = None
+    waiting: list[LayerTime] = []
+    for layer in layers:
+        if not layer.nodes and _MOVES.search(layer.operator):
+            waiting.append(layer)
+            continue
+        label = _label_of(layer)
+        if label is not None and label == before:
+            yield from ((int(label.partition(".")[0]), move.latency_ns) for move in waiting)
+        before, waiting = label, []
+
+
+def _label_of(layer: LayerTime) -> str | None:
+    """The copy that a layer serves: "17.0" is copy 0 of point 17."""
+    named = (_SERVES.search(name) for name in (layer.name, *layer.nodes))
+    return next((found[1] for found in named if found), None)
 
 
 def write_network(
@@ -132,7 +159,7 @@ class _Writer:
             values.append((write_operator(self._scribe, call),))
             shapes.append(shape)
         self._scribe.part = f"drain/{label}"
-        others = [(self._second_reader(*one), len(one[1])) for one in fed if _blocked(unit, one[1])]
+        others = [(self._corner(*one), len(one[1])) for one in fed if _blocked(unit, one[1])]
         rank = len(shapes[-1])
         joined = [name for name, its_rank in others if its_rank == rank]
         self._drain(values[-1][0], shapes[-1], joined, blocked=_blocked(unit, shapes[-1]))
@@ -182,10 +209,15 @@ class _Writer:
         weight = self._scribe.weight((shape[1], _FEED_CHANNELS, *kernel), fan_in=_FEED_CHANNELS)
         return self._scribe.node("Conv", [narrow, weight])
 
-    def _second_reader(self, fed: str, shape: Shape) -> str:
-        """A convolution that reads one pixel of what was fed, or engines would fuse the unit with its feed."""
-        kernel = [1] * (len(shape) - 2)
-        return self._scribe.node("Conv", [fed, self._scribe.weight((1, shape[1], *kernel))], strides=shape[2:])
+    def _corner(self, value: str, shape: Shape) -> str:
+        """One number of each sample: a convolution that strides over all pixels but those of one corner.
+
+        It reads next to nothing, in the layout of convolutions. The unit ends with it, and it is the second reader of
+        what the unit is fed with, or engines would fuse the two. Of a single pixel OpenVINO would have the layers
+        before compute no more than that.
+        """
+        kernel = [min(2, size) for size in shape[2:]]
+        return self._scribe.node("Conv", [value, self._scribe.weight((1, shape[1], *kernel))], strides=shape[2:])
 
     def _input(self, shape: Shape) -> str:
         """The graph's one input of this shape, in its precision."""
@@ -198,9 +230,9 @@ class _Writer:
         return self._inputs[shape]
 
     def _drain(self, value: str, shape: Shape, others: Sequence[str] = (), *, blocked: bool = False) -> None:
-        """An output of the graph that needs all of ``value``, and ``others``, one number each, but is small."""
+        """A small output of the graph that needs ``value`` and ``others``, which are one number each."""
         if blocked:
-            value = self._scribe.node("GlobalMaxPool", [value])
+            value = self._corner(value, shape)
         elif shape:
             value = self._scribe.node("ReduceMax", [value, self._scribe.integers([-1])], keepdims=1)
         for other in others:
@@ -214,8 +246,11 @@ class _Writer:
 
 
 def _blocked(unit: Unit, shape: Shape) -> bool:
-    """Whether a value of the unit has channels and pixels, which engines lay out as their convolutions want them."""
-    return len(shape) >= 3 and unit.operators[0].name not in _CHANNELS_LAST
+    """Whether a value of the unit has channels and pixels, which engines lay out as their convolutions want them.
+
+    An image has pixels, too, but no convolution made it.
+    """
+    return len(shape) >= 3 and shape[1] > _FEED_CHANNELS and unit.operators[0].name not in _CHANNELS_LAST
 
 
 def _parts(unit: Unit, shape: Shape) -> tuple[Shape, ...]:

@@ -253,6 +253,23 @@ def test_a_layer_of_two_points_tells_nothing_of_either():
     assert found == [None, None, 5.0]
 
 
+def test_a_change_of_layout_between_a_unit_and_its_neighbours_is_half_the_units():
+    points = [
+        Point(alone("mul", inputs=2), (8,)),
+        Point(alone("mean", result=(1, -1, 1, 1), dims=(2, 3), keepdim=True), (8,)),
+    ]
+    network = write_network([*points], [1, 1], batch=1, precision="fp32")
+
+    def layer(name, operator="Conv", latency_ns=8.0):
+        return LayerTime(name=name, operator=operator, latency_ns=latency_ns, nodes=(name,) if "/" in name else ())
+
+    of_inputs = [layer("ReorderInput", "ReorderInput"), layer("feed/0.0/Conv_1")]
+    of_product = [layer("Reorder_1", "ReorderOutput"), layer("p0.0/Mul_2"), layer("Reorder_2", "ReorderInput")]
+    of_mean = [layer("feed/1.0/Conv_5"), layer("Reorder_3", "ReorderOutput"), layer("p1.0/ReduceMean_6")]
+    layers = (*of_inputs, *of_product, layer("drain/0.0/Conv_3"), layer("Reorder_4", "ReorderOutput"), *of_mean)
+    assert network.shared_out(LayerProfile(layers=layers, run_ns=None, told_by="a test")) == [16.0, 8.0]
+
+
 def test_work_is_counted_at_the_widths_of_the_point():
     unit = Unit(inputs=(MAP,), operators=(convolution(),), axes=2)
     assert flops_of(Point(unit, (4, 6)), batch=3) == 3 * 2 * 64 * 4 * 9 * 6
