@@ -86,7 +86,7 @@ def best_within(
 def cheapest_worth(
     ladder: Ladder, price: Priced, near: NDArray[np.int64], *, at_least: float, seconds: float = SOLVER_SECONDS
 ) -> ChannelMask | None:
-    """The mask that costs least of ``price`` and keeps a worth (a logarithm) of ``at_least``; None where none was found.
+    """The mask that costs least of ``price`` and keeps a worth (a logarithm) of ``at_least``, or None if there is none.
 
     ``near``: counts of all groups, around which the most widths are offered.
     """

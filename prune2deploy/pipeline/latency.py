@@ -165,9 +165,13 @@ class LatencyOfEngine:
             solver_seconds=choices.solver_seconds,
         )
 
+    def pruned(self, kept: ChannelMask) -> nn.Module:
+        """The network that keeps the channels of ``kept``, shape (channel_count,)."""
+        return self.channels.cut(self.model, plan_from_mask(self.channels.graph, kept))
+
     def measure(self, kept: ChannelMask) -> WholeTiming:
         """Build the network that keeps the channels of ``kept``, shape (channel_count,), and time it."""
-        return self.whole.time(self.channels.cut(self.model, plan_from_mask(self.channels.graph, kept)))
+        return self.whole.time(self.pruned(kept))
 
     def _measure(self, allocation: Allocation) -> Round:
         timing = self.measure(allocation.kept)

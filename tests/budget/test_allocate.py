@@ -19,7 +19,8 @@ def assert_meets(graph: ChannelGraph, allocation: Allocation, budget: Budget) ->
     used = budget.share_used(graph.cost, allocation.kept)
     assert used <= 1
     assert used >= CLOSE_ENOUGH or any("of the target is used" in note for note in allocation.notes)
-    assert min(graph.kept_widths(allocation.kept)) >= 1
+    left = {group for branch in graph.removed_branches(allocation.kept) for group in branch.groups}
+    assert {group for group, width in enumerate(graph.kept_widths(allocation.kept)) if not width} == left
     assert allocation.flops_fraction == achieved_fraction(graph.cost, "flops", allocation.kept)
     assert allocation.parameters_fraction == achieved_fraction(graph.cost, "parameters", allocation.kept)
 
