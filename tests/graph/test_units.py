@@ -1,7 +1,9 @@
 """A network as units: which operators run as one, at which shapes, at the cost of the channel graph."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,14 @@ def network(name: str) -> nn.Module:
             image_size=32, patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10
         )
     return torchvision.models.get_model(name, weights=None, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def see_network(see) -> Callable[[str], Any]:
+    """The trace of a network of that name on a small image, made once."""
+    return functools.cache(
+        lambda name: see(network(name).eval(), (1, 3, 64, 64) if name == "swin_t" else (1, 3, 32, 32))
+    )
 
 
 def sizes_of(model: UnitModel, kept: ChannelMask) -> list[int]:
@@ -99,9 +109,8 @@ def model_of(network: nn.Module, *shape: int) -> UnitModel:
 
 
 @pytest.mark.parametrize("name", [*SIX, *OTHERS, "vit"])
-def test_flops_of_the_units_are_those_of_the_channel_graph_at_any_mask(see, random_mask, name: str) -> None:
-    side = 32 if name == "vit" else 64
-    seen = see(network(name), (1, 3, side, side))
+def test_flops_of_the_units_are_those_of_the_channel_graph_at_any_mask(see_network, random_mask, name: str) -> None:
+    seen = see_network(name)
     model = unit_model(seen.trace)
     kept = random_mask(seen.graph, 0)
     for mask in (seen.graph.everything(), kept):
@@ -114,8 +123,8 @@ def test_flops_of_the_units_are_those_of_the_channel_graph_at_any_mask(see, rand
 
 
 @pytest.mark.parametrize("name", SIX)
-def test_shapes_of_the_units_are_those_of_the_pruned_network(see, random_mask, name: str) -> None:
-    seen = see(network(name).eval(), (1, 3, 32, 32))
+def test_shapes_of_the_units_are_those_of_the_pruned_network(see_network, random_mask, name: str) -> None:
+    seen = see_network(name)
     model, kept = unit_model(seen.trace), random_mask(seen.graph, 1)
     assert model.unpriced == {}
     sizes = sizes_of(model, kept)
@@ -139,14 +148,14 @@ def test_equal_layers_of_a_network_are_one_unit() -> None:
     assert names(bottleneck[0]) == "conv2d add relu"
 
 
-def test_units_come_back_from_their_keys() -> None:
+def test_units_come_back_from_their_keys(see_network) -> None:
     for name in ("vit", "efficientnet_b0"):
-        units = list(model_of(network(name), 1, 3, 32, 32).widest())
+        units = list(unit_model(see_network(name).trace).widest())
         assert [Unit.from_key(unit.key) for unit in units] == units
 
 
-def test_the_layers_of_a_residual_branch_carry_its_name(see) -> None:
-    seen = see(network("resnet50"), (1, 3, 32, 32))
+def test_the_layers_of_a_residual_branch_carry_its_name(see_network) -> None:
+    seen = see_network("resnet50")
     by_name = {term.name: term.branches for term in unit_model(seen.trace).terms}
     of_cost = {term.layer: term.branches for term in seen.graph.cost.flop_terms}
     assert {name: by_name[name] for name in of_cost} == of_cost
@@ -398,8 +407,8 @@ def test_what_no_unit_holds_is_counted_by_name() -> None:
     assert units_in(model) == ["conv2d", "conv2d"]
 
 
-def test_channels_are_numbered_as_the_graph_without_some_groups_numbers_them(see, random_mask) -> None:
-    seen = see(network("mobilenet_v2"), (1, 3, 32, 32))
+def test_channels_are_numbered_as_the_graph_without_some_groups_numbers_them(see_network, random_mask) -> None:
+    seen = see_network("mobilenet_v2")
     part = seen.trace.without_groups({0: "stays", 2: "stays"})
     model, kept = unit_model(part), random_mask(part.graph, 0)
     assert model.channel_count == part.graph.channel_count < seen.graph.channel_count
