@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 FORMATS = (".csv", ".json")
 COLUMNS = (
     *("engine", "version", "device", "precision", "threads", "protocol", "batch", "unit", "width_1", "width_2"),
-    *("latency_ns", "spread_ns", "runs", "measured_at", "unit_key"),
+    *("latency_ns", "spread_ns", "runs", "times", "measured_at", "unit_key"),
 )
 
 

@@ -30,6 +30,9 @@ MOST_POINTS = 24
 TOLERANCE = 0.03
 NEGLIGIBLE_SHARE = 0.002
 
+_DOUBTFUL, _UNSTEADY, _EXPECTED_WITHIN = 0.1, 0.1, 1.25
+_MOST_TIMES = 3
+
 _LATTICE = 4
 _TILE = 16
 _WORST_TOLERANCE = 0.3
@@ -65,13 +68,13 @@ class Placement:
     share: float = 1.0
 
     def wanted(self, known: Known) -> tuple[Widths, ...]:
-        """The points to measure next, given the measured ones; none when the surface is good enough."""
-        start = [self.widest, *itertools.product(*(axis.coarse for axis in self._axes))]
-        for number, axis in enumerate(self._axes):
-            start += [self._on_axis(number, width) for points in axis.starts for width in points]
-        missing = [point for point in dict.fromkeys(start) if point not in known]
-        if missing or not self._detailed:
-            return tuple(missing)
+        """The points to measure next, given the measured ones; none when the surface is good enough.
+
+        Nothing is refined around points that are ``doubted``.
+        """
+        missing = self._missing(known)
+        if missing or not self._detailed or self.doubted(known):
+            return missing
         refined = [
             (deviation, self._on_axis(number, width))
             for number, axis in enumerate(self._axes)
@@ -82,6 +85,45 @@ class Placement:
         ]
         room = max(MOST_POINTS - len(known), 0)
         return tuple(dict.fromkeys(point for _, point in sorted(refined, reverse=True)[:room]))
+
+    def doubted(self, known: Known) -> tuple[Widths, ...]:
+        """The measured points to time once more, as something may have taken part in them.
+
+        The full widths, by which everything else is scaled; what is slower than its neighbours along a profile, or the
+        profiles together, let expect; and what was not steady. At most three times in all.
+        """
+        peaks = {self.widest, tuple(axis.top for axis in self._axes)}
+        doubts = {point for point in peaks if point in known and known[point].times == 1}
+        doubts |= {point for point, timing in known.items() if timing.spread > _UNSTEADY and timing.times < _MOST_TIMES}
+        if self._detailed and not self._missing(known):
+            doubts |= {point for point in self._slow(known) if known[point].times == 1}
+        return tuple(point for point in known if point in doubts)
+
+    def _missing(self, known: Known) -> tuple[Widths, ...]:
+        """What is measured in any case, and was not yet."""
+        start = [self.widest, *itertools.product(*(axis.coarse for axis in self._axes))]
+        for number, axis in enumerate(self._axes):
+            start += [self._on_axis(number, width) for points in axis.starts for width in points]
+        return tuple(point for point in dict.fromkeys(start) if point not in known)
+
+    def _slow(self, known: Known) -> Iterator[Widths]:
+        """The measured points that are slower than others let expect."""
+        for number, axis in enumerate(self._axes):
+            profile = self._profile(number, known)
+            for one in range(len(axis.classes)):
+                figures = axis.scaled(one, profile)[0]
+                widths = sorted(figures)
+                for low, middle, high in zip(widths, widths[1:], widths[2:], strict=False):
+                    deviation, noise = _deviation(figures, low, middle, high)
+                    if deviation > max(_DOUBTFUL, noise):
+                        yield self._on_axis(number, middle)
+        for point, timing in known.items():
+            tops = [self._on_axis(number, width) for number, width in enumerate(point)]
+            if len(point) > 1 and point not in tops and all(top in known for top in tops):
+                peak = known[self._on_axis(0, self._axes[0].top)].latency_ns
+                expected = peak * math.prod(known[top].latency_ns / peak for top in tops)
+                if timing.latency_ns > _EXPECTED_WITHIN * expected:
+                    yield point
 
     def surface(self, known: Known) -> Surface:
         """The latency over all widths, once nothing is wanted any more.
@@ -210,7 +252,7 @@ def _as_it_is(widths: NDArray[np.int64]) -> NDArray[np.float64]:
 def _bend(points: Sequence[int], figures: Mapping[int, Timing]) -> float:
     """The largest deviation of a point from the line between its neighbours."""
     lines = zip(points, points[1:], points[2:], strict=False)
-    return max((_deviation(figures, *line)[0] for line in lines), default=0.0)
+    return max((abs(_deviation(figures, *line)[0]) for line in lines), default=0.0)
 
 
 def _axis(width: int, granule: int, multiple: int, *, detailed: bool) -> _Axis:
@@ -264,9 +306,11 @@ def _refined(
     lines = list(zip(start, start[1:], start[2:], strict=False))
     off = {middle: _deviation(profile, low, middle, high) for low, middle, high in lines}
     for low, high in itertools.pairwise(start):
-        deviation, noise = max((off.get(end, (0.0, 0.0)) for end in (low, high)), key=lambda found: found[0] - found[1])
-        if deviation > max(tolerance, noise):
-            yield from _halved(candidates, low, high, profile, tolerance, deviation)
+        deviation, noise = max(
+            (off.get(end, (0.0, 0.0)) for end in (low, high)), key=lambda found: abs(found[0]) - found[1]
+        )
+        if abs(deviation) > max(tolerance, noise):
+            yield from _halved(candidates, low, high, profile, tolerance, abs(deviation))
 
 
 def _halved(
@@ -283,16 +327,16 @@ def _halved(
         yield before, middle
         return
     deviation, noise = _deviation(profile, low, middle, high)
-    if deviation > max(tolerance, noise):
-        yield from _halved(candidates, low, middle, profile, tolerance, deviation)
-        yield from _halved(candidates, middle, high, profile, tolerance, deviation)
+    if abs(deviation) > max(tolerance, noise):
+        yield from _halved(candidates, low, middle, profile, tolerance, abs(deviation))
+        yield from _halved(candidates, middle, high, profile, tolerance, abs(deviation))
 
 
 def _deviation(profile: Mapping[int, Timing], low: int, middle: int, high: int) -> tuple[float, float]:
-    """How far the middle lies off the line between two others, and two spreads of that, as shares of the middle."""
+    """How far the middle lies above the line between two others, and two spreads of that, as shares of the middle."""
     part = (middle - low) / (high - low)
     ends = ((profile[low], 1 - part), (profile[high], part))
     line = sum(weight * timing.latency_ns for timing, weight in ends)
     spread = sum((weight * timing.spread_ns) ** 2 for timing, weight in (*ends, (profile[middle], 1.0))) ** 0.5
     latency = max(profile[middle].latency_ns, 1e-9)
-    return abs(latency - line) / latency, 2 * spread / latency
+    return (latency - line) / latency, 2 * spread / latency

@@ -23,7 +23,7 @@ from prune2deploy.latency.environment import Environment
 from prune2deploy.latency.points import Point, Timing
 from prune2deploy.progress import SILENT, Progress
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_SECONDS = 30.0
 
 _ENVIRONMENT = "engine, version, device, precision, threads, protocol"
@@ -43,6 +43,7 @@ CREATE TABLE timing (
     latency_ns REAL NOT NULL CHECK (latency_ns >= 0),
     spread_ns REAL NOT NULL CHECK (spread_ns >= 0),
     runs INTEGER NOT NULL CHECK (runs > 0),
+    times INTEGER NOT NULL CHECK (times > 0),
     measured_at TEXT NOT NULL,
     PRIMARY KEY (environment, unit, batch, widths)
 ) WITHOUT ROWID;
@@ -99,7 +100,7 @@ class LatencyStore:
             found: dict[Point, Timing] = {}
             for unit in dict.fromkeys(point.unit for point in points):
                 rows = connection.execute(
-                    "SELECT widths, latency_ns, spread_ns, runs FROM timing"
+                    "SELECT widths, latency_ns, spread_ns, runs, times FROM timing"
                     " JOIN environment ON environment.id = timing.environment JOIN unit ON unit.id = timing.unit"
                     f" WHERE {_WHERE_ENVIRONMENT} AND batch = ? AND unit.key = ?",
                     (*_values(environment), batch, unit.key),
@@ -124,11 +125,11 @@ class LatencyStore:
             keys = [(point.unit.key,) for point in timings]
             connection.executemany("INSERT OR IGNORE INTO unit (key) VALUES (?)", keys)
             connection.executemany(
-                "INSERT OR REPLACE INTO timing SELECT ?, id, ?, ?, ?, ?, ?, ? FROM unit WHERE key = ?",
+                "INSERT OR REPLACE INTO timing SELECT ?, id, ?, ?, ?, ?, ?, ?, ? FROM unit WHERE key = ?",
                 [
                     (
-                        *(number, batch, json.dumps(point.widths), timing.latency_ns, timing.spread_ns, timing.runs),
-                        *(now, point.unit.key),
+                        *(number, batch, json.dumps(point.widths), timing.latency_ns, timing.spread_ns),
+                        *(timing.runs, timing.times, now, point.unit.key),
                     )
                     for point, timing in timings.items()
                 ],
@@ -164,8 +165,9 @@ class LatencyStore:
 
         def read(connection: sqlite3.Connection) -> tuple[Measurement, ...]:
             rows = connection.execute(
-                f"SELECT {_ENVIRONMENT}, key, batch, widths, latency_ns, spread_ns, runs, measured_at FROM timing"
-                " JOIN environment ON environment.id = timing.environment JOIN unit ON unit.id = timing.unit"
+                f"SELECT {_ENVIRONMENT}, key, batch, widths, latency_ns, spread_ns, runs, times, measured_at"
+                " FROM timing JOIN environment ON environment.id = timing.environment"
+                " JOIN unit ON unit.id = timing.unit"
                 f" ORDER BY {_ENVIRONMENT}, key, batch, widths"
             )
             found: list[Measurement] = []
@@ -176,8 +178,8 @@ class LatencyStore:
                         environment=_environment(row[:6]),
                         batch=row[7],
                         point=Point(unit, _widths(row[8])),
-                        timing=_timing(*row[9:12]),
-                        measured_at=row[12],
+                        timing=_timing(*row[9:13]),
+                        measured_at=row[13],
                     )
                     for row in members
                 ]
@@ -275,7 +277,7 @@ def _widths(text: str) -> tuple[int, ...]:
         raise _Damaged from error
 
 
-def _timing(latency_ns: float, spread_ns: float, runs: int) -> Timing:
+def _timing(latency_ns: float, spread_ns: float, runs: int, times: int) -> Timing:
     if not (math.isfinite(latency_ns) and math.isfinite(spread_ns)):
         raise _Damaged
-    return Timing(latency_ns=latency_ns, spread_ns=spread_ns, runs=runs)
+    return Timing(latency_ns=latency_ns, spread_ns=spread_ns, runs=runs, times=times)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from prune2deploy.budget.surface import Surface
 from prune2deploy.errors import StorageError
 from prune2deploy.graph.unit import Unit
 from prune2deploy.latency.environment import Environment, environment_of
-from prune2deploy.latency.placement import Placement, Widths, multiples_of
+from prune2deploy.latency.placement import Known, Placement, Widths, multiples_of
 from prune2deploy.latency.points import Point, Timing
 from prune2deploy.latency.probing import EngineProber, Prober
 from prune2deploy.latency.setting import Setting
@@ -68,18 +68,16 @@ def measured_surfaces(
             progress=progress,
         )
         known: dict[Unit, dict[Widths, Timing]] = {unit: {} for unit in widest}
-        _take(known, source.timings([Point(unit, widths) for unit, widths in widest.items()]))
+        _take(known, source.timings([Point(unit, widths) for unit, widths in widest.items()], again={}))
         placements = _placements(widest, known, granule=granule, weights=weights or {})
-        while wanted := [
-            Point(unit, widths) for unit, placement in placements.items() for widths in placement.wanted(known[unit])
-        ]:
-            _take(known, source.timings(wanted))
-    spreads = [
-        timing.spread_ns / timing.latency_ns
-        for timings in known.values()
-        for timing in timings.values()
-        if timing.latency_ns
-    ]
+        while True:
+            wanted = _points(placements, known, Placement.wanted)
+            doubted = _points(placements, known, Placement.doubted)
+            if not (wanted or doubted):
+                break
+            again = {point: known[point.unit][point.widths] for point in doubted}
+            _take(known, source.timings(wanted, again=again))
+    spreads = [timing.spread for timings in known.values() for timing in timings.values()]
     return MeasuredTable(
         surfaces={unit: placement.surface(known[unit]) for unit, placement in placements.items()},
         timings=known,
@@ -88,6 +86,15 @@ def measured_surfaces(
         seconds=time.perf_counter() - began,
         spread=statistics.median(spreads) if spreads else 0.0,
     )
+
+
+def _points(
+    placements: Mapping[Unit, Placement],
+    known: Mapping[Unit, Mapping[Widths, Timing]],
+    ask: Callable[[Placement, Known], tuple[Widths, ...]],
+) -> list[Point]:
+    """The points of all units that ``ask`` gives of their placements."""
+    return [Point(unit, widths) for unit, placement in placements.items() for widths in ask(placement, known[unit])]
 
 
 def _take(known: Mapping[Unit, dict[Widths, Timing]], timings: Mapping[Point, Timing]) -> None:
@@ -131,14 +138,15 @@ class _Source:
     _round: int = field(default=0, init=False)
     _keeps: bool = field(default=True, init=False)
 
-    def timings(self, points: Sequence[Point]) -> dict[Point, Timing]:
-        """Of all ``points``."""
+    def timings(self, points: Sequence[Point], *, again: Mapping[Point, Timing]) -> dict[Point, Timing]:
+        """Of all ``points``, and of those timed before that are to be timed ``again``: both timings as one."""
         self._round += 1
         found = self._kept(points)
         self.reused += len(found)
-        missing = [point for point in points if point not in found]
+        missing = [*(point for point in points if point not in found), *again]
         if not missing:
             return found
+        self.measured += len(missing) - len(again)
         if self.prober is None:
             self.prober = self.stack.enter_context(EngineProber(self.setting))
         words = f"timing units on {self.environment.engine}, round {self._round}"
@@ -146,9 +154,12 @@ class _Source:
             for first in range(0, len(missing), POINTS_AT_ONCE):
                 some = missing[first : first + POINTS_AT_ONCE]
                 timed = dict(zip(some, self.prober.time(some, tell=task.advance), strict=True))
+                timed = {
+                    point: again[point].with_another(timing) if point in again else timing
+                    for point, timing in timed.items()
+                }
                 self._keep(timed)
                 found |= timed
-        self.measured += len(missing)
         return found
 
     def _kept(self, points: Sequence[Point]) -> dict[Point, Timing]:

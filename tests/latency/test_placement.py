@@ -1,7 +1,8 @@
 """Surfaces of synthetic engines: found to within a few per cent, with few points."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -42,9 +43,15 @@ def allowed(width: int) -> list[int]:
 
 
 def explored(
-    widest: Widths, cost: Cost, *, noise: float = 0.0, share: float = 1.0, multiples: Widths = ()
+    widest: Widths,
+    cost: Cost,
+    *,
+    noise: float = 0.0,
+    share: float = 1.0,
+    multiples: Widths = (),
+    disturbed: Mapping[Widths, float] = MappingProxyType({}),
 ) -> tuple[Surface, dict[Widths, Timing], int]:
-    """The surface, what was measured for it, and in how many rounds."""
+    """The surface, what was measured for it, and in how many rounds. The first timings of some are ``disturbed``."""
     placement = Placement(widest=widest, granule=GRANULE, share=share, multiples=multiples)
     chance = np.random.default_rng(0)
     known: dict[Widths, Timing] = {}
@@ -53,8 +60,12 @@ def explored(
         assert known.keys().isdisjoint(wanted)
         rounds += 1
         for widths in wanted:
-            latency = cost(*widths) * (1 + noise * chance.standard_normal())
+            latency = cost(*widths) * (1 + noise * chance.standard_normal()) * disturbed.get(widths, 1.0)
             known[widths] = Timing(latency_ns=latency, spread_ns=noise * latency, runs=5)
+        for widths in placement.doubted(known):
+            latency = cost(*widths) * (1 + noise * chance.standard_normal())
+            again = Timing(latency_ns=latency, spread_ns=noise * latency, runs=5)
+            known[widths] = known[widths].with_another(again)
     return placement.surface(known), known, rounds
 
 
@@ -183,3 +194,30 @@ def test_groups_say_what_widths_are_multiples_of():
     assert multiples_of(convolution((1, 10, 8, 8), groups=2)) == (2,)
     norm = Operator(name="group_norm", reads=(0,), shape=(1, -1, 8, 8), attributes=(("affine", True), ("groups", 32)))
     assert multiples_of(Unit(axes=1, inputs=((1, -1, 8, 8),), operators=(norm,))) == (32,)
+
+
+@pytest.mark.parametrize(("widest", "factor"), [((64, 256), 1.4), ((512, 512), 1.4), ((512, 512), 5.0), ((48,), 5.0)])
+@pytest.mark.parametrize("part", [1.0, 0.5, 0.25])
+def test_a_point_that_was_disturbed_when_it_was_timed_is_found_out(widest, part, factor):
+    where = tuple(round(part * full / 16) * 16 for full in widest)
+    surface, known, _ = explored(widest, tiled(16), disturbed={where: factor})
+    if where in known:
+        assert known[where].latency_ns == pytest.approx(tiled(16)(*where))
+    assert np.quantile(errors(surface, tiled(16), widest), 0.95) < 0.03
+
+
+def test_full_widths_are_timed_twice_and_nothing_for_ever():
+    _, known, _ = explored((64, 256), tiled(16))
+    assert known[64, 256].times == 2
+    assert sum(timing.times for timing in known.values()) <= len(known) + 2
+    placement = Placement(widest=(64, 256), granule=GRANULE)
+    unsteady = {point: Timing(latency_ns=9.0, spread_ns=5.0, runs=1, times=3) for point in known}
+    assert placement.doubted(unsteady) == ()
+
+
+def test_what_was_measured_is_all_that_a_later_run_needs():
+    for cost in (bilinear, tiled(64), slow_off_four):
+        for widest in [(64, 256), (48,), (24, 144)]:
+            _, known, _ = explored(widest, cost, noise=0.02)
+            placement = Placement(widest=widest, granule=GRANULE)
+            assert placement.wanted(known) == placement.doubted(known) == ()

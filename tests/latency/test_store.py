@@ -36,7 +36,7 @@ class Notes:
 
 
 def timing(latency_ns: float) -> Timing:
-    return Timing(latency_ns=latency_ns, spread_ns=latency_ns / 50, runs=7)
+    return Timing(latency_ns=latency_ns, spread_ns=latency_ns / 50, runs=7, times=2)
 
 
 @pytest.fixture
