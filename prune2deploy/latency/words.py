@@ -1,5 +1,6 @@
 """Units in words, for tables that people read: "conv 3x3/2 + relu, 56x56"."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ _NAMES = {
 
 
 def words(unit: Unit) -> str:
-    """What a unit does and at which resolution; widths that vary are left out, fixed ones told."""
+    """What a unit does and at which resolution (of the largest input); widths that vary are left out, fixed ones told."""
     steps = " + ".join(_operator(operator) for operator in unit.operators)
-    place = _place(unit.inputs[0]) if unit.inputs else ""
+    place = _place(max(unit.inputs, key=_fixed_size, default=()))
     return f"{steps}, {place}" if place else steps
 
 
@@ -48,6 +49,10 @@ def _place(shape: Sequence[int]) -> str:
     if len(fixed) == 1 and len(shape) == 3:
         return f"{fixed[0]} positions"
     return _by(fixed)
+
+
+def _fixed_size(shape: Sequence[int]) -> int:
+    return math.prod(size for size in shape if size >= 0)
 
 
 def _by(sizes: Sequence[int]) -> str:

@@ -37,3 +37,12 @@ def unit(*names: str, reads: Shape = (1, -1, 56, 56), shape: Shape = (1, -2, 28,
 )
 def test_a_unit_is_told_by_its_operators_and_its_resolution(one, spelled):
     assert words(one) == spelled
+
+
+def test_the_resolution_is_that_of_the_largest_input():
+    scale = Operator(name="mul", reads=(1, 0), shape=(1, -1, 28, 28))
+    assert words(Unit(inputs=((1, -1, 1, 1), (1, -1, 28, 28)), operators=(scale,), axes=1)) == "mul, 28x28"
+
+
+def test_a_unit_without_inputs_has_no_resolution():
+    assert words(Unit(inputs=(), operators=(Operator(name="arange", reads=(), shape=(10,)),), axes=0)) == "arange"
