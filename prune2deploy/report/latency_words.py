@@ -63,6 +63,19 @@ def target_fraction(document: Mapping[str, Any]) -> float:
     return target["ns"] / document["dense_ns"] if fraction is None else fraction
 
 
+def is_sure(document: Mapping[str, Any]) -> bool:
+    """Whether the whole interval of what was measured lies on the side of the target that the estimate is on."""
+    low, high, target = document["low"], document["high"], target_fraction(document)
+    if low is None or high is None:
+        return False
+    return bool(high <= target if document["met"] else low > target)
+
+
+def spell_met(document: Mapping[str, Any]) -> str:
+    """Whether the target was met: ``yes``, ``no``, or either by the estimate, where the interval does not say so."""
+    return f"{'yes' if document['met'] else 'no'}{'' if is_sure(document) else ', by the estimate'}"
+
+
 def spell_solver(solver: Mapping[str, Any]) -> str:
     """How good a plan is known to be: ``at most 0.8% more could be kept (time limit)``."""
     gap = solver["gap"]
@@ -94,12 +107,13 @@ def _of_one(variant: str, document: Mapping[str, Any]) -> str:
     target = document["target"]
     interval = spell_shares(document["low"], document["high"])
     sure = "" if interval == NOTHING else f" ({interval})"
+    doubt = "there is no interval" if interval == NOTHING else "its interval reaches across the target"
     return (
         f"Timed while it was planned, on {spell_latency_setting(document)}: {variant} takes "
         f"{spell_latency(document['pruned_ns'])}, {spell_share(document['ratio'])}{sure} of dense's "
         f"{spell_latency(document['dense_ns'])}. The target of {spell_share(target_fraction(document))} "
         f"({spell_latency(target['ns'])}) is {'met' if document['met'] else 'missed'} after "
-        f"{_counted(rounds, 'measured plan')}."
+        f"{_counted(rounds, 'measured plan')}{'' if is_sure(document) else f', by the estimate alone: {doubt}'}."
     )
 
 

@@ -47,19 +47,29 @@ def test_the_sentence_names_target_setting_latencies_interval_and_rounds(content
     said, *_ = latency_sentences(content_of(make_latency()))
     assert said == (
         "Timed while it was planned, on ort-cpu, fp32, batch 1, 1 thread: pruned takes 10.6 ms, "
-        "0.497 (0.493 to 0.501) of dense's 21.3 ms. The target of 0.500 (10.7 ms) is met after 2 measured plans."
+        "0.497 (0.495 to 0.499) of dense's 21.3 ms. The target of 0.500 (10.7 ms) is met after 2 measured plans."
     )
 
 
 def test_a_missed_target_is_called_missed_everywhere(content_of, make_latency) -> None:
-    content = content_of(make_latency() | {"met": False})
-    assert "is missed after 2 measured plans" in next(latency_sentences(content))
+    content = content_of(make_latency() | {"met": False, "ratio": 0.51, "low": 0.505, "high": 0.515})
+    assert "is missed after 2 measured plans." in next(latency_sentences(content))
     assert ("met", "no") in by_key(latency_tables(content))["latency-target"].rows
 
 
 def test_without_an_interval_none_is_shown(content_of, make_latency) -> None:
     said = next(latency_sentences(content_of(make_latency() | {"low": None, "high": None})))
     assert "10.6 ms, 0.497 of dense's 21.3 ms" in said
+    assert said.endswith("by the estimate alone: there is no interval.")
+
+
+def test_an_interval_across_the_target_leaves_it_to_the_estimate(content_of, make_latency) -> None:
+    content = content_of(make_latency() | {"low": 0.3, "high": 0.78})
+    said = next(latency_sentences(content))
+    assert said.endswith(
+        "is met after 2 measured plans, by the estimate alone: its interval reaches across the target."
+    )
+    assert ("met", "yes, by the estimate") in by_key(latency_tables(content))["latency-target"].rows
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,7 @@ def test_a_family_has_an_overview_and_a_table_of_each(family: ReportContent) -> 
     assert [row[0] for row in overview.rows] == list(FAMILY)
     columns = overview.columns
     missed = dict(zip(columns, overview.rows[2], strict=True))
-    assert (missed["target"], missed["of dense"], missed["met"]) == ("0.350", "0.380", "no")
+    assert (missed["target"], missed["of dense"], missed["met"]) == ("0.350", "0.380", "no, by the estimate")
     assert (missed["FLOP-optimal"], missed["gap"]) == ("1.12×", "0.8%")
     assert missed["FLOPs kept"] == "50.0%"
     assert missed["accuracy"] == "97.0%"
@@ -233,7 +243,7 @@ def test_the_page_and_the_json_hold_it_once(content_of, make_latency) -> None:
     assert "<cumsum>" not in page
     document = report_document(content)
     assert document["run"]["pruning"]["latency"]["groups"][0]["name"] == "layer1"
-    assert "0.497 (0.493 to 0.501)" in json.dumps(document["summary"])
+    assert "0.497 (0.495 to 0.499)" in json.dumps(document["summary"])
     provenance = by_key(report_tables(content))["provenance"]
     assert all("latency" not in row[0] for row in provenance.rows)
 
