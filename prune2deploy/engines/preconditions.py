@@ -17,18 +17,27 @@ def checked_file(engine: Engine, onnx_path: Path, options: BuildOptions) -> Onnx
         EngineError: it does not run here, or has no such precision.
         InputError: the file is missing, no ONNX network, or of another precision.
     """
-    present = engine.availability()
-    if not present.runs:
-        raise EngineError(present.reason or "is not usable here", where=engine.name, hint=present.hint)
-    if options.precision not in engine.precisions:
-        raise EngineError(
-            f"has no precision {options.precision}",
-            where=engine.name,
-            hint=f"choose from {', '.join(sorted(engine.precisions))}",
-        )
+    require_usable(engine, options.precision)
     file = read_onnx_file(onnx_path)
     require_precision(file, options.precision)
     return file
+
+
+def require_usable(engine: Engine, precision: str) -> None:
+    """Refuse an engine that does not run on this machine, or takes no files of ``precision``.
+
+    Raises:
+        EngineError: either.
+    """
+    present = engine.availability()
+    if not present.runs:
+        raise EngineError(present.reason or "is not usable here", where=engine.name, hint=present.hint)
+    if precision not in engine.precisions:
+        raise EngineError(
+            f"has no precision {precision}",
+            where=engine.name,
+            hint=f"choose from {', '.join(sorted(engine.precisions))}",
+        )
 
 
 def no_stored_engine(name: str, reason: str) -> EngineError:

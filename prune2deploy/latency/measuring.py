@@ -16,10 +16,13 @@ import onnx
 
 from prune2deploy.engines.capabilities import LayerProfiler
 from prune2deploy.engines.engine import BuildOptions, BuiltEngine, Engine
+from prune2deploy.engines.preconditions import require_usable
+from prune2deploy.engines.torch.engine import TorchEngine
 from prune2deploy.errors import EngineError, InputError, P2DError
 from prune2deploy.latency.networks import TestNetwork, bytes_of, flops_of, write_network
 from prune2deploy.latency.points import Point, Timing
 from prune2deploy.latency.setting import Setting
+from prune2deploy.latency.whole_runs import time_alone
 
 Tell = Callable[[float], None]
 """Told how much of the work is done, from 0 to 1."""
@@ -49,22 +52,26 @@ class _Trial:
     network: TestNetwork
     path: Path
     numbers: tuple[int, ...]
-    found: list[list[float]] = field(default_factory=list)
+    found: list[list[float | None]] = field(default_factory=list)
     runs: int = 0
 
     def settled(self) -> bool:
         """Whether another pass would say the same of most points."""
         if len(self.found) < _PASSES:
             return False
-        return median(spread / middle for middle, spread in self.middles() if middle) < _SETTLED_BELOW
+        return self.common_spread() < _SETTLED_BELOW
 
-    def middles(self) -> list[tuple[float, float]]:
-        """The middle of the passes for each point, and the standard error of that."""
+    def common_spread(self) -> float:
+        """What is typical of its points: the standard error over the middle."""
+        return median([spread / middle for middle, spread in filter(None, self.middles()) if middle] or [0.0])
+
+    def middles(self) -> list[tuple[float, float] | None]:
+        """The middle of the passes for each point, and the standard error of that; None where passes do not tell."""
         return [_middle(values) for values in zip(*self.found, strict=True)]
 
 
 def time_points(engine: Engine, points: Sequence[Point], setting: Setting, *, tell: Tell) -> tuple[Timing, ...]:
-    """Time ``points`` on ``engine``, which runs in this process.
+    """Time ``points`` on ``engine``, which runs in this process: by its profiler where that tells, else by whole runs.
 
     Raises:
         InputError: the precision has no latencies, or an operator is not known.
@@ -76,21 +83,48 @@ def time_points(engine: Engine, points: Sequence[Point], setting: Setting, *, te
             where="--precision int8",
             hint="prune with --flops and --align 32, or with --latency at another precision",
         )
+    require_usable(engine, setting.precision)
+    if isinstance(engine, TorchEngine):
+        raise EngineError(
+            "there are no latency tables of torch: it runs bundles, and test networks are ONNX files",
+            where=f"--engine {engine.name}",
+            hint="prune with --flops, or with --latency for another --engine",
+        )
     with tempfile.TemporaryDirectory(prefix="p2d-latency-") as folder:
-        trials = [
-            _trial(numbers, points, setting, Path(folder) / f"{index}.onnx")
-            for index, numbers in enumerate(_shared_out(points, setting.batch))
-        ]
-        done = 0
-        for number in range(_MOST_PASSES):
-            for trial in trials:
-                if trial.settled():
-                    continue
-                _profile(engine, trial, setting)
-                if number < _PASSES:
-                    done += 1
-                    tell(done / (_PASSES * len(trials)))
+        timings = _profiled(engine, points, setting, Path(folder), tell)
+        for number, timing in enumerate(timings):
+            if timing is None:
+                timings[number] = _alone(engine, points[number], setting, Path(folder))
+                tell((number + 1) / len(points))
+    return tuple(timing for timing in timings if timing is not None)
+
+
+def _profiled(
+    engine: Engine, points: Sequence[Point], setting: Setting, folder: Path, tell: Tell
+) -> list[Timing | None]:
+    """Timings by the engine's profiler; None for a point of which it does not tell."""
+    trials = [
+        _trial(numbers, points, setting, folder / f"{index}.onnx")
+        for index, numbers in enumerate(_shared_out(points, setting.batch))
+    ]
+    done = 0
+    for number in range(_MOST_PASSES):
+        for trial in trials:
+            if trial.settled():
+                continue
+            if not _profile(engine, trial, setting):
+                return [None] * len(points)
+            if number < _PASSES:
+                done += 1
+                tell(done / (_PASSES * len(trials)))
     return _timings(trials, len(points))
+
+
+def _alone(engine: Engine, point: Point, setting: Setting, folder: Path) -> Timing:
+    try:
+        return time_alone(point, setting, lambda path: engine.build(path, _options(setting)), folder)
+    except P2DError as error:
+        raise _cannot_run(engine, point, error) from error
 
 
 def _shared_out(points: Sequence[Point], batch: int) -> Iterator[tuple[int, ...]]:
@@ -127,52 +161,53 @@ def _trial(numbers: tuple[int, ...], points: Sequence[Point], setting: Setting, 
     return _Trial(network=network, path=path, numbers=numbers)
 
 
-def _profile(engine: Engine, trial: _Trial, setting: Setting) -> None:
-    """One pass over a network: build it, choose the number of runs, profile them."""
+def _profile(engine: Engine, trial: _Trial, setting: Setting) -> bool:
+    """One pass over a network: build it, choose the number of runs, profile them. False where that is not to be had."""
     built = _built(engine, trial, setting)
     try:
         if not isinstance(built, LayerProfiler):
-            raise EngineError("does not tell how long its layers take", where=engine.name, hint="use another --engine")
+            return False
         built.bind(trial.network.arrays)
-        profile = built.profile_layers(runs := _runs_for(built))
+        runs = _runs_for(built)
+        try:
+            profile = built.profile_layers(runs)
+        except EngineError:
+            return False
     finally:
         built.close()
-    found = trial.network.shared_out(profile)
-    for point, latency_ns in zip(trial.network.points, found, strict=True):
-        if latency_ns is None:
-            raise EngineError(
-                f"its profiler does not tell what {_spelled(point)} takes",
-                where=engine.name,
-                hint="prune with --flops, or use another --engine",
-            )
-    trial.found.append([latency_ns for latency_ns in found if latency_ns is not None])
+    trial.found.append(trial.network.shared_out(profile))
     trial.runs += runs
+    return True
 
 
 def _built(engine: Engine, trial: _Trial, setting: Setting) -> BuiltEngine:
-    options = BuildOptions(precision=setting.precision, batches=(setting.batch,), threads=setting.threads)
     try:
-        return engine.build(trial.path, options)
+        return engine.build(trial.path, _options(setting))
     except P2DError as error:
-        culprit = trial.network.points[0] if len(trial.network.points) == 1 else _culprit(engine, trial, setting)
+        culprit = _culprit(engine, trial, setting)
         if culprit is None:
             raise
-        raise EngineError(
-            f"cannot run {_spelled(culprit)} ({error.what})", where=engine.name, hint="name another --engine"
-        ) from error
+        raise _cannot_run(engine, culprit, error) from error
 
 
 def _culprit(engine: Engine, trial: _Trial, setting: Setting) -> Point | None:
     """The first point of a network that the engine does not take by itself."""
-    options = BuildOptions(precision=setting.precision, batches=(setting.batch,), threads=setting.threads)
     path = trial.path.with_name("single.onnx")
     for point in trial.network.points:
         onnx.save(write_network([point], [1], batch=setting.batch, precision=setting.precision).model, path)
         try:
-            engine.build(path, options).close()
+            engine.build(path, _options(setting)).close()
         except P2DError:
             return point
     return None
+
+
+def _cannot_run(engine: Engine, point: Point, error: P2DError) -> EngineError:
+    return EngineError(f"cannot run {_spelled(point)} ({error.what})", where=engine.name, hint="name another --engine")
+
+
+def _options(setting: Setting) -> BuildOptions:
+    return BuildOptions(precision=setting.precision, batches=(setting.batch,), threads=setting.threads)
 
 
 def _runs_for(built: BuiltEngine) -> int:
@@ -183,27 +218,29 @@ def _runs_for(built: BuiltEngine) -> int:
     return int(np.clip(_SECONDS_OF_A_PASS / max(seconds, 1e-6), _LEAST_RUNS, _MOST_RUNS))
 
 
-def _timings(trials: Sequence[_Trial], count: int) -> tuple[Timing, ...]:
-    timings: dict[int, Timing] = {}
+def _timings(trials: Sequence[_Trial], count: int) -> list[Timing | None]:
+    timings: list[Timing | None] = [None] * count
     for trial in trials:
-        middles = trial.middles()
         # A handful of passes tells little of one point's noise: no point is taken to be quieter than most.
-        common = median(spread / middle if middle else 0.0 for middle, spread in middles)
-        for place, (number, (middle, spread)) in enumerate(zip(trial.numbers, middles, strict=True)):
-            timings[number] = Timing(
-                latency_ns=middle,
-                spread_ns=max(spread, common * middle),
-                runs=trial.runs * trial.network.copies[place],
-            )
-    return tuple(timings[number] for number in range(count))
+        common = trial.common_spread()
+        for number, copies, told in zip(trial.numbers, trial.network.copies, trial.middles(), strict=True):
+            if told is not None:
+                middle, spread = told
+                timings[number] = Timing(
+                    latency_ns=middle, spread_ns=max(spread, common * middle), runs=trial.runs * copies
+                )
+    return timings
 
 
-def _middle(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of the values near the median, and its standard error."""
-    middle = median(values)
-    near = np.asarray([value for value in values if abs(value - middle) <= _ALIKE * middle])
+def _middle(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """The mean of the values near the median, and its standard error; None where one is missing."""
+    told = [value for value in values if value is not None]
+    if len(told) < len(values):
+        return None
+    middle = median(told)
+    near = np.asarray([value for value in told if abs(value - middle) <= _ALIKE * middle])
     if len(near) < 2:
-        return middle, (max(values) - min(values)) / 2
+        return middle, (max(told) - min(told)) / 2
     return float(near.mean()), float(near.std(ddof=1) / np.sqrt(len(near)))
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,19 +43,23 @@ _CHANNELS_LAST = {"linear", "layer_norm", "softmax", "matmul", "einsum", "scaled
 class TestNetwork:
     """Points in one ONNX graph of fixed shapes. ``copies`` says how often each is in it, with other weights.
 
-    ``inputs`` are the shapes of the graph's inputs by name: float32, normal numbers.
+    ``inputs`` are the shapes of the graph's inputs by name, ``type`` is theirs as NumPy spells it.
     """
 
     points: tuple[Point, ...]
     copies: tuple[int, ...]
     model: onnx.ModelProto
     inputs: dict[str, Shape]
+    type: str = "float32"
 
     @cached_property
-    def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Numbers for the inputs."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Normal numbers for the inputs."""
         random = np.random.default_rng(1)
-        return {name: random.standard_normal(shape, dtype=np.float32) for name, shape in self.inputs.items()}
+        return {
+            name: random.standard_normal(shape, dtype=np.float32).astype(self.type)
+            for name, shape in self.inputs.items()
+        }
 
     def shared_out(self, profile: LayerProfile) -> list[float | None]:
         """What each point takes by a profile of the network, in ns: the sum of its layers, the mean of its copies.
@@ -107,30 +112,43 @@ def _label_of(layer: LayerTime) -> str | None:
 
 
 def write_network(
-    points: Sequence[Point], copies: Sequence[int], *, batch: int, precision: str, ballast_bytes: int = 0
+    points: Sequence[Point],
+    copies: Sequence[int],
+    *,
+    batch: int,
+    precision: str,
+    ballast_bytes: int = 0,
+    bare: bool = False,
 ) -> TestNetwork:
     """One graph of all points, each as often as ``copies`` says.
 
     With ``ballast_bytes`` it also multiplies by a matrix of that size, which leaves the caches full of other things.
+    A ``bare`` one has neither feeds nor drains: every value that a copy reads is an input of the graph, and what it
+    makes is an output, in the precision of the graph (in float32 with casts around for bf16, which NumPy has not).
 
     Raises:
         InputError: an operator is not known.
     """
-    writer = _Writer(batch, precision)
+    writer = _Writer(batch, precision, bare=bare)
     for number, (point, times) in enumerate(zip(points, copies, strict=True)):
         for copy in range(times):
             writer.write(point, f"{number}.{copy}")
     writer.write_ballast(ballast_bytes)
     return TestNetwork(
-        points=tuple(points), copies=tuple(copies), model=writer.model(), inputs=dict(writer.input_shapes)
+        points=tuple(points),
+        copies=tuple(copies),
+        model=writer.model(),
+        inputs=dict(writer.input_shapes),
+        type="float16" if writer.outer == TensorProto.FLOAT16 else "float32",
     )
 
 
 class _Writer:
-    def __init__(self, batch: int, precision: str) -> None:
-        self._batch = batch
+    def __init__(self, batch: int, precision: str, *, bare: bool) -> None:
+        self._batch, self._bare = batch, bare
         self._opset = _OPSET_OF_BF16 if precision == "bf16" else _OPSET
         self._scribe = Scribe(precision)
+        self.outer = TensorProto.FLOAT16 if bare and precision == "fp16" else TensorProto.FLOAT
         self._inputs: dict[Shape, str] = {}
         self._outputs: list[tuple[str, int]] = []
         self.input_shapes: dict[str, Shape] = {}
@@ -159,6 +177,9 @@ class _Writer:
             values.append((write_operator(self._scribe, call),))
             shapes.append(shape)
         self._scribe.part = f"drain/{label}"
+        if self._bare:
+            self._output(values[-1][0], len(shapes[-1]))
+            return
         others = [(self._corner(*one), len(one[1])) for one in fed if _blocked(unit, one[1])]
         rank = len(shapes[-1])
         joined = [name for name, its_rank in others if its_rank == rank]
@@ -178,10 +199,8 @@ class _Writer:
 
     def model(self) -> onnx.ModelProto:
         """The finished graph."""
-        inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in self.input_shapes.items()]
-        outputs = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name, rank in self._outputs
-        ]
+        inputs = [helper.make_tensor_value_info(name, self.outer, shape) for name, shape in self.input_shapes.items()]
+        outputs = [helper.make_tensor_value_info(name, self.outer, [None] * rank) for name, rank in self._outputs]
         graph = helper.make_graph(self._scribe.nodes, "points", inputs, outputs, self._scribe.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)], ir_version=10)
 
@@ -202,6 +221,8 @@ class _Writer:
         A convolution of a few channels makes it in that layout, at any width, as convolutions do in a network. Each
         feed has a weight of its own, or engines would compute equal ones once, and then all of their readers.
         """
+        if self._bare:
+            return self._new_input(shape)
         if not blocked:
             return self._scribe.node("Mul", [self._input(shape), self._scribe.weight(())])
         narrow = self._input((shape[0], _FEED_CHANNELS, *shape[2:]))
@@ -222,12 +243,15 @@ class _Writer:
     def _input(self, shape: Shape) -> str:
         """The graph's one input of this shape, in its precision."""
         if shape not in self._inputs:
-            value = f"input_{len(self.input_shapes)}"
-            self.input_shapes[value] = shape
-            if self._scribe.element != TensorProto.FLOAT:
-                value = self._scribe.node("Cast", [value], to=self._scribe.element)
-            self._inputs[shape] = value
+            self._inputs[shape] = self._new_input(shape)
         return self._inputs[shape]
+
+    def _new_input(self, shape: Shape) -> str:
+        value = f"input_{len(self.input_shapes)}"
+        self.input_shapes[value] = shape
+        return (
+            value if self._scribe.element == self.outer else self._scribe.node("Cast", [value], to=self._scribe.element)
+        )
 
     def _drain(self, value: str, shape: Shape, others: Sequence[str] = (), *, blocked: bool = False) -> None:
         """A small output of the graph that needs ``value`` and ``others``, which are one number each."""
@@ -240,8 +264,8 @@ class _Writer:
         self._output(value, len(shape))
 
     def _output(self, value: str, rank: int) -> None:
-        if self._scribe.element != TensorProto.FLOAT:
-            value = self._scribe.node("Cast", [value], to=TensorProto.FLOAT)
+        if self._scribe.element != self.outer:
+            value = self._scribe.node("Cast", [value], to=self.outer)
         self._outputs.append((value, rank))
 
 

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
+import onnx
 import pytest
 
+from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError, InputError
 from prune2deploy.graph.unit import Operator, Unit
-from prune2deploy.latency.measuring import copies_of
+from prune2deploy.latency.measuring import copies_of, time_points
 from prune2deploy.latency.points import Point
 from prune2deploy.latency.probing import EngineProber
 from prune2deploy.latency.setting import Setting
@@ -63,6 +66,46 @@ def test_int8_is_refused_in_plain_words():
 def test_a_precision_that_the_engine_lacks_is_told_as_its_error():
     with EngineProber(Setting(engine="ort-cpu", precision="bf16")) as prober, pytest.raises(EngineError, match="bf16"):
         prober.time([point(16)])
+
+
+def test_torch_is_refused_because_it_runs_no_onnx_files():
+    with pytest.raises(EngineError, match="runs bundles"):
+        time_points(engine_named("torch"), [point(16)], Setting(engine="torch"), tell=lambda fraction: None)
+
+
+class WithoutProfiler:
+    """ONNX Runtime on the CPU, but for its profiler."""
+
+    def __init__(self, *, refuses=()):
+        self._engine, self._refuses = engine_named("ort-cpu"), refuses
+        self.name, self.precisions = "blind", self._engine.precisions
+        self.availability = self._engine.availability
+
+    def build(self, path, options):
+        nodes = {node.op_type for node in onnx.load(path).graph.node}
+        if nodes & set(self._refuses):
+            raise EngineError("lacks an operator")
+        built = self._engine.build(path, options)
+        names = ("inputs", "outputs", "bind", "run", "read", "inspect", "close")
+        return SimpleNamespace(**{name: getattr(built, name) for name in names})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_without_a_profiler_the_copies_of_a_unit_are_timed(precision):
+    told = []
+    points = [point(16), point(64, "relu")]
+    setting = Setting(engine="blind", precision=precision, batch=4)
+    timings = time_points(WithoutProfiler(), points, setting, tell=told.append)
+    assert len(timings) == 2
+    assert timings[1].latency_ns > 0
+    assert timings[1].runs > 0
+    assert told == [0.5, 1.0]
+
+
+def test_a_unit_that_the_engine_cannot_run_is_named():
+    engine = WithoutProfiler(refuses=["Tanh"])
+    with pytest.raises(EngineError, match=r"cannot run conv2d \+ tanh of 1x16x16x16 \(lacks an operator\)"):
+        time_points(engine, [point(8), point(16, "tanh")], Setting(engine="blind"), tell=lambda fraction: None)
 
 
 def test_an_unknown_operator_is_the_users_error_and_the_process_lives_on():
