@@ -22,6 +22,7 @@ from prune2deploy.pipeline.bench import usable_cores
 from prune2deploy.pipeline.cutting import Cut, CutChoices, proven, provenance_of, scores_for
 from prune2deploy.pipeline.latency import TOLERANCE, FittedLatency, LatencyOfEngine, Round, latency_of_engine
 from prune2deploy.pipeline.latency_record import latency_record
+from prune2deploy.pipeline.making import PRUNED
 from prune2deploy.pipeline.measurable import usable_engine
 from prune2deploy.pipeline.record import pruning_record
 from prune2deploy.pipeline.requests import LatencyTarget, Targets
@@ -104,9 +105,14 @@ def cut_to_latency(
     choices: CutChoices,
     *,
     batches: Batches | None = None,
+    scores: Scores | None = None,
+    what: str = PRUNED,
     progress: Progress = SILENT,
 ) -> LatencyCut:
     """Remove what matters least until the measured latency meets the target, and all other targets hold; prove it.
+
+    ``scores``, shape (channel_count,), are of the engine's channels; None takes them from ``batches``. ``what`` names
+    the variant where a proof fails.
 
     Raises:
         TargetError: no plan reaches the targets, or nothing would be pruned.
@@ -114,13 +120,14 @@ def cut_to_latency(
         InputError: the criterion cannot be used with what is given.
         EngineError: the engine does not run the network.
     """
-    scores = scores_for(engine.model, engine.channels, choices, batches=batches, progress=progress)
+    if scores is None:
+        scores = scores_for(engine.model, engine.channels, choices, batches=batches, progress=progress)
     fitted = engine.fit(target, choices, scores)
     choices = with_latency(choices, fitted)
     allocation = replace(fitted.best.allocation, notes=(*fitted.best.allocation.notes, *notes_on(fitted)))
     provenance = provenance_of(engine.channels, choices, allocation, targets_of(choices, fitted))
     with progress.task("cutting and proving"):
-        cut = proven(engine.model, engine.channels, inputs, allocation, provenance, what="pruned")
+        cut = proven(engine.model, engine.channels, inputs, allocation, provenance, what=what)
     with progress.task("what each cut lost and gained"):
         document = latency_record(engine, fitted, choices, scores)
     return LatencyCut(cut=cut, choices=choices, document=document)

@@ -1,10 +1,18 @@
 """``p2d prune --pareto``: of one model a network for each of several latencies, as variants of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.plan import PrunePlan
+from prune2deploy.errors import TargetError
+from prune2deploy.pipeline.backends import Channels
+from prune2deploy.pipeline.cutting import CutChoices, inexact_note
+from prune2deploy.pipeline.latency import LatencyOfEngine
+from prune2deploy.pipeline.latency_cut import cut_to_latency, latency_pruning_record
 from prune2deploy.pipeline.making import PRUNED, Work, make_pruned
+from prune2deploy.pipeline.requests import LatencyTarget
+from prune2deploy.progress import SILENT, Progress
 
 PARETO_FAMILY = "family"
 _OF_EACH = ("targets", "achieved", "alignment", "proof_relative_error", "inexact", "plan", "latency")
@@ -13,6 +21,39 @@ _OF_EACH = ("targets", "achieved", "alignment", "proof_relative_error", "inexact
 def member_name(fraction: float) -> str:
     """The variant that is cut to ``fraction`` of the dense latency."""
     return f"{PRUNED}-{fraction:g}"
+
+
+def cut_family(
+    engine: LatencyOfEngine,
+    whole: Channels,
+    inputs: Sequence[Any],
+    fractions: Sequence[float],
+    choices: CutChoices,
+    *,
+    scores: Scores,
+    progress: Progress = SILENT,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Cut the engine's model to each of ``fractions`` of its latency: what the manifest keeps of that, and what to say.
+
+    ``whole`` are all channels of the model; ``scores``, shape (channel_count,), are of the engine's.
+
+    Raises:
+        TargetError: no plan reaches one of them, or nothing would be pruned.
+        ProofError: a cut is not exact.
+        EngineError: the engine does not run a network.
+    """
+    members, notes = {}, []
+    for fraction in fractions:
+        name = member_name(fraction)
+        target = LatencyTarget(fraction=fraction)
+        try:
+            measured = cut_to_latency(engine, inputs, target, choices, scores=scores, what=name, progress=progress)
+        except TargetError as error:
+            raise TargetError(f"{name}: {error.what}", where=error.where, hint=error.hint) from error
+        members[name] = latency_pruning_record(whole, engine.channels, measured)
+        said = (*measured.cut.allocation.notes, *inexact_note(members[name]["inexact"]))
+        notes += [f"{name}: {note}" for note in said]
+    return family_record(members), tuple(notes)
 
 
 def family_record(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,19 +10,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from prune2deploy.budget.alignment import granule_for
-from prune2deploy.budget.from_mask import mask_from_plan
-from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import InputError
 from prune2deploy.importance.criteria import criterion_named
+from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import MODULE, Channels, find_channels, refuse_edited
 from prune2deploy.pipeline.comparisons import FROM_SCRATCH, check_comparisons, make_comparisons
 from prune2deploy.pipeline.cutting import (
     CutChoices,
     cut_to_budget,
     example_inputs,
-    inexact_cuts,
     inexact_note,
+    scores_for,
 )
 from prune2deploy.pipeline.gradual import (
     DEFAULT_GRADUAL_METHOD,
@@ -35,10 +34,11 @@ from prune2deploy.pipeline.gradual import (
 from prune2deploy.pipeline.latency_cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
 from prune2deploy.pipeline.outcomes import PruneOutcome
+from prune2deploy.pipeline.pareto import PARETO_FAMILY, cut_family, make_members
 from prune2deploy.pipeline.places import settled_checkpoint
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.record import pruning_record
-from prune2deploy.pipeline.requests import LatencyTarget, PruneRequest
+from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
 from prune2deploy.pipeline.runs import check_out, check_repeats, end_run, new_run, run_to_resume
 from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject
@@ -49,6 +49,10 @@ from prune2deploy.training.recipe import TrainingRecipe
 
 DEFAULT_METHOD = "l2"
 DATA_FREE_METHOD = "l2"
+_WITHOUT_DATA = (
+    "there is no data, so a data-free criterion was used, nothing was fine-tuned, reduced is untrained and no accuracy "
+    "is known: pass --data"
+)
 _SCORED_IMAGES = 1024
 _SCORED_BATCH = 64
 
@@ -69,7 +73,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         check_out(request.out)
     tuning = fine_tuning_recipe(request.training, seed=request.seed)
     setting = None
-    if request.targets.latency is not None:
+    if request.targets.latency is not None or request.pareto:
         setting = setting_of(request.engine, request.precision, request.batch, request.threads)
     subject = open_subject(
         settled_checkpoint(request.checkpoint, resumed=resumed),
@@ -86,7 +90,8 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         check_gradual(request, gradual, splits, tuning)
     if request.distill and splits is None:
         raise InputError("has nothing to train on", where="--distill", hint="pass --data")
-    options = _options(request, subject, splits, method)
+    granule = granule_for(request.engine if setting is None else setting.engine, request.precision)
+    options = _options(request, subject, splits, method, setting=setting, granule=granule)
     if resumed is not None:
         check_repeats(resumed, model=subject.spec, options=options)
         if resumed.manifest.finished:
@@ -106,7 +111,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         method=method,
         ranking=request.chosen_ranking,
         granule=request.alignment,
-        default_granule=granule_for(request.engine if setting is None else setting.engine, request.precision),
+        default_granule=granule,
         seed=request.seed,
         flop_penalty=request.flop_penalty,
         solver_seconds=request.solver_seconds,
@@ -116,19 +121,8 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     if gradual is not None:
         check_reachable(restricted, choices)
     if gradual is None and (resumed is None or not resumed.manifest.pruning):
-        needs_data = criterion_named(method).needs_data
-        batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
-        if setting is None:
-            cut = cut_to_budget(subject.model, restricted, inputs, choices, batches=batches, progress=progress)
-            pruning = pruning_record(whole, restricted, cut, choices)
-        else:
-            with engine_for(subject, restricted, choices, setting, progress) as engine:
-                measured = cut_to_latency(
-                    engine, inputs, _latency(request), choices, batches=batches, progress=progress
-                )
-            cut = measured.cut
-            pruning = latency_pruning_record(whole, restricted, measured)
-        notes = tuple(dict.fromkeys((*notes, *cut.allocation.notes, *_notes_of(whole, cut.plan, splits))))
+        pruning, said = _planned(request, subject, splits, whole, restricted, choices, setting, progress)
+        notes = tuple(dict.fromkeys((*notes, *said)))
     begun = new_run(
         command=request.command,
         model=subject.spec,
@@ -155,7 +149,9 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
             teacher=subject.model if request.distill else None,
         )
         make_dense(work)
-        if gradual is None:
+        if request.pareto:
+            make_members(work)
+        elif gradual is None:
             make_pruned(work)
         else:
             make_pruned_gradually(work, restricted, choices, gradual, notes=notes)
@@ -169,16 +165,46 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     return _outcome(run)
 
 
+def _planned(
+    request: PruneRequest,
+    subject: Subject,
+    splits: DataSplits | None,
+    whole: Channels,
+    restricted: Channels,
+    choices: CutChoices,
+    setting: Setting | None,
+    progress: Progress,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the manifest keeps of the proven cut, or of those of a family, and what the user is to know of it.
+
+    ``setting`` is where latencies are measured, None where none is a target.
+    """
+    inputs = example_inputs(subject.input_shape, seed=request.seed)
+    needs_data = criterion_named(choices.method).needs_data
+    batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
+    no_data = () if splits is not None else (_WITHOUT_DATA,)
+    if setting is None:
+        cut = cut_to_budget(subject.model, restricted, inputs, choices, batches=batches, progress=progress)
+        pruning = pruning_record(whole, restricted, cut, choices)
+        return pruning, (*cut.allocation.notes, *inexact_note(pruning["inexact"]), *no_data)
+    scores = scores_for(subject.model, restricted, choices, batches=batches, progress=progress)
+    with engine_for(subject, restricted, choices, setting, progress) as engine:
+        if request.pareto:
+            pruning, notes = cut_family(
+                engine, whole, inputs, request.pareto, choices, scores=scores, progress=progress
+            )
+            return pruning, (*notes, *no_data)
+        assert request.targets.latency is not None  # there is a setting, and no family
+        measured = cut_to_latency(engine, inputs, request.targets.latency, choices, scores=scores, progress=progress)
+    pruning = latency_pruning_record(whole, restricted, measured)
+    return pruning, (*measured.cut.allocation.notes, *inexact_note(pruning["inexact"]), *no_data)
+
+
 def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAGES) -> Iterator[tuple[Tensor, Tensor]]:
     """Random images of the training split, not augmented, in batches, for criteria that need data."""
     size = len(splits.calibration)  # type: ignore[arg-type]
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:images]
     yield from DataLoader(Subset(splits.calibration, order.tolist()), batch_size=_SCORED_BATCH)
-
-
-def _latency(request: PruneRequest) -> LatencyTarget:
-    assert request.targets.latency is not None
-    return request.targets.latency
 
 
 def _best_method(request: PruneRequest, splits: DataSplits | None) -> str:
@@ -194,7 +220,15 @@ def _scratch_recipe(request: PruneRequest, subject: Subject, tuning: TrainingRec
     return scratch_recipe(choices, seed=request.seed, epochs=dense_epochs + tuning.epochs)
 
 
-def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None, method: str) -> dict[str, Any]:
+def _options(
+    request: PruneRequest,
+    subject: Subject,
+    splits: DataSplits | None,
+    method: str,
+    *,
+    setting: Setting | None,
+    granule: int,
+) -> dict[str, Any]:
     return {
         "command": "prune",
         "checkpoint": str(subject.path),
@@ -208,7 +242,10 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
         "exact_only": request.exact_only,
         "backend": request.backend,
         "attention": request.attention,
-        "alignment": request.alignment or f"auto, {granule_for(request.engine, request.precision)}",
+        "alignment": request.alignment or f"auto, {granule}",
+        "pareto": list(request.pareto) or None,
+        "latency_on": None if setting is None else asdict(setting),
+        "memory_at": [request.batch, request.precision or "fp32"] if request.targets.memory is not None else None,
         "variants": list(request.variants),
         "training": asdict(request.training),
         "cuts": request.cuts,
@@ -221,17 +258,6 @@ def _options(request: PruneRequest, subject: Subject, splits: DataSplits | None,
     }
 
 
-def _notes_of(channels: Channels, plan: PrunePlan, splits: DataSplits | None) -> list[str]:
-    kept = mask_from_plan(channels.graph, plan)
-    notes = inexact_note(inexact_cuts(channels.graph, kept))
-    if splits is None:
-        notes.append(
-            "there is no data, so a data-free criterion was used, nothing was fine-tuned, reduced is untrained and no "
-            "accuracy is known: pass --data"
-        )
-    return notes
-
-
 def _outcome(run: RunFolder) -> PruneOutcome:
     pruning = run.manifest.pruning
     return PruneOutcome(
@@ -239,10 +265,12 @@ def _outcome(run: RunFolder) -> PruneOutcome:
         model=run.manifest.model,
         method=pruning["method"],
         alignment=pruning["alignment"],
-        targets=pruning["targets"],
-        achieved=pruning["achieved"],
+        targets=pruning.get("targets", {}),
+        achieved=pruning.get("achieved", {}),
         variants=variant_rows(run.manifest),
-        accuracies=run.manifest.variants[PRUNED].accuracies,
+        latency=pruning.get("latency"),
+        family=pruning.get(PARETO_FAMILY, {}),
+        accuracies=run.manifest.variants[PRUNED].accuracies if PRUNED in run.manifest.variants else {},
         costs=training_costs(run.manifest, without=(DENSE,)),
         notes=run.manifest.notes,
     )

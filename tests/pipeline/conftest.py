@@ -1,15 +1,23 @@
 """A residual network and data so small that a whole pruning with all variants takes seconds."""
 
+import copy
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from prune2deploy.budget.surface import Surface
 from prune2deploy.checkpoint.bundle import save_bundle
+from prune2deploy.latency.table import MeasuredTable
 from prune2deploy.model.spec import ModelSpec, build_model
+from prune2deploy.pipeline.whole_models import WholeModels, WholeTiming
 
 BLOCKS = '''
 import torch
@@ -93,3 +101,37 @@ def small_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     torch.set_num_threads(1)
     yield make
     torch.set_num_threads(threads)
+
+
+SHARED_OF_LATENCY = 0.1
+
+
+@pytest.fixture
+def engine_by_formula(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """An engine that times nothing: a tenth of the dense latency is shared, the rest goes with the FLOPs.
+
+    The latency table says that time is a product of widths. Gives the number of networks that were timed so far.
+    """
+    timed = []
+
+    def surfaces(widest: Any, setting: Any, **options: Any) -> MeasuredTable:
+        found = {}
+        for unit, widths in widest.items():
+            axes = tuple(tuple(sorted({1, width})) for width in widths)
+            found[unit] = Surface(axes=axes, values=functools.reduce(np.multiply.outer, axes, np.asarray(100.0)))
+        return MeasuredTable(surfaces=found, timings={}, measured=7, reused=0, seconds=0.5, spread=0.01)
+
+    def flops_of(model: torch.nn.Module, shape: tuple[int, ...]) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            copy.deepcopy(model).eval()(torch.zeros(1, *shape))
+        return counter.get_total_flops()
+
+    def timing(self: WholeModels, model: torch.nn.Module) -> WholeTiming:
+        timed.append(model)
+        share = flops_of(model, self._input_shape) / flops_of(self._dense, self._input_shape)
+        ratio = SHARED_OF_LATENCY + (1 - SHARED_OF_LATENCY) * share
+        return WholeTiming(dense_ns=1e6, latency_ns=1e6 * ratio, ratio=ratio, low=0.99 * ratio, high=1.01 * ratio)
+
+    monkeypatch.setattr("prune2deploy.pipeline.latency.measured_surfaces", surfaces)
+    monkeypatch.setattr(WholeModels, "time", timing)
+    return lambda: len(timed)
