@@ -18,7 +18,7 @@ _NAMES = {
 
 
 def words(unit: Unit) -> str:
-    """What a unit does and at which resolution (of the largest input); widths that vary are left out, fixed ones told."""
+    """What a unit does, and at which resolution its largest input comes; fixed widths are told, others are not."""
     steps = " + ".join(_operator(operator) for operator in unit.operators)
     place = _place(max(unit.inputs, key=_fixed_size, default=()))
     return f"{steps}, {place}" if place else steps
