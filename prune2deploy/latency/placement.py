@@ -30,8 +30,11 @@ MOST_POINTS = 24
 TOLERANCE = 0.03
 NEGLIGIBLE_SHARE = 0.002
 
-_DOUBTFUL, _UNSTEADY, _EXPECTED_WITHIN = 0.1, 0.1, 1.25
-_MOST_TIMES = 3
+UNSTEADY = 0.1
+"""A spread, as a share of its timing, beyond which that is doubted."""
+
+_DOUBTFUL, _EXPECTED_WITHIN = 0.1, 1.25
+_MOST_TIMES = 5
 
 _LATTICE = 4
 _TILE = 16
@@ -90,11 +93,11 @@ class Placement:
         """The measured points to time once more, as something may have taken part in them.
 
         The full widths, by which everything else is scaled; what is slower than its neighbours along a profile, or the
-        profiles together, let expect; and what was not steady. At most three times in all.
+        profiles together, let expect; and what was not steady. At most five times in all.
         """
         peaks = {self.widest, tuple(axis.top for axis in self._axes)}
         doubts = {point for point in peaks if point in known and known[point].times == 1}
-        doubts |= {point for point, timing in known.items() if timing.spread > _UNSTEADY and timing.times < _MOST_TIMES}
+        doubts |= {point for point, timing in known.items() if timing.spread > UNSTEADY and timing.times < _MOST_TIMES}
         if self._detailed and not self._missing(known):
             doubts |= {point for point in self._slow(known) if known[point].times == 1}
         return tuple(point for point in known if point in doubts)

@@ -10,11 +10,12 @@ from prune2deploy.budget.surface import Surface
 from prune2deploy.errors import StorageError
 from prune2deploy.graph.unit import Unit
 from prune2deploy.latency.environment import Environment, environment_of
-from prune2deploy.latency.placement import Known, Placement, Widths, multiples_of
+from prune2deploy.latency.placement import NEGLIGIBLE_SHARE, UNSTEADY, Known, Placement, Widths, multiples_of
 from prune2deploy.latency.points import Point, Timing
 from prune2deploy.latency.probing import EngineProber, Prober
 from prune2deploy.latency.setting import Setting
 from prune2deploy.latency.store import LatencyStore
+from prune2deploy.latency.words import words
 from prune2deploy.progress import SILENT, Progress
 
 POINTS_AT_ONCE = 96
@@ -77,6 +78,7 @@ def measured_surfaces(
                 break
             again = {point: known[point.unit][point.widths] for point in doubted}
             _take(known, source.timings(wanted, again=again))
+    _tell_unsteady(placements, known, progress)
     spreads = [timing.spread for timings in known.values() for timing in timings.values()]
     return MeasuredTable(
         surfaces={unit: placement.surface(known[unit]) for unit, placement in placements.items()},
@@ -95,6 +97,23 @@ def _points(
 ) -> list[Point]:
     """The points of all units that ``ask`` gives of their placements."""
     return [Point(unit, widths) for unit, placement in placements.items() for widths in ask(placement, known[unit])]
+
+
+def _tell_unsteady(
+    placements: Mapping[Unit, Placement], known: Mapping[Unit, Mapping[Widths, Timing]], progress: Progress
+) -> None:
+    """Say it where units that matter stayed unsteady, however often they were timed."""
+    unsteady = [
+        words(unit)
+        for unit, placement in placements.items()
+        if placement.share >= NEGLIGIBLE_SHARE and any(one.spread > UNSTEADY for one in known[unit].values())
+    ]
+    if unsteady:
+        more = f" and {len(unsteady) - 1} more units" if len(unsteady) > 1 else ""
+        progress.note(
+            f"timings of {unsteady[0]}{more} were not steady, so something else may have run:"
+            " `p2d latency-table --clear` drops what is kept, to be measured when the machine is quiet"
+        )
 
 
 def _take(known: Mapping[Unit, dict[Widths, Timing]], timings: Mapping[Point, Timing]) -> None:

@@ -211,7 +211,7 @@ def test_full_widths_are_timed_twice_and_nothing_for_ever():
     assert known[64, 256].times == 2
     assert sum(timing.times for timing in known.values()) <= len(known) + 2
     placement = Placement(widest=(64, 256), granule=GRANULE)
-    unsteady = {point: Timing(latency_ns=9.0, spread_ns=5.0, runs=1, times=3) for point in known}
+    unsteady = {point: Timing(latency_ns=9.0, spread_ns=5.0, runs=1, times=5) for point in known}
     assert placement.doubted(unsteady) == ()
 
 

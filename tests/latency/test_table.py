@@ -202,3 +202,26 @@ def test_the_engine_is_started_only_if_something_is_missing(store, monkeypatch):
 def test_a_network_of_no_units_has_an_empty_table(store):
     found = measured_surfaces({}, SETTING, granule=16, prober=Formula(), store=store)
     assert (found.surfaces, found.measured, found.spread) == ({}, 0, 0.0)
+
+
+def test_timings_that_stay_unsteady_are_told(store):
+    class Restless(Formula):
+        def time(self, points: Sequence[Point], *, tell: Callable[[int], None]) -> tuple[Timing, ...]:
+            steady = super().time(points, tell=tell)
+            factor = 1 + len(self.asked) % 7
+            return tuple(Timing(latency_ns=one.latency_ns * factor, spread_ns=one.spread_ns, runs=3) for one in steady)
+
+    watcher = Watcher()
+    prober = Restless()
+    measured_surfaces({RELU: (256,)}, SETTING, granule=16, prober=prober, store=store, progress=watcher)
+    assert max(prober.asked.count(point) for point in prober.asked) <= 5
+    quiet = Watcher()
+    again = LatencyStore(store.path.with_name("again"))
+    measured_surfaces({RELU: (256,)}, SETTING, granule=16, prober=Formula(), store=again, progress=quiet)
+    assert quiet.notes == []
+    noisy = Timing(latency_ns=100.0, spread_ns=50.0, runs=3, times=5)
+    points = {row.point: noisy for row in again.measurements()}
+    again.add(again.measurements()[0].environment, 1, points)
+    measured_surfaces({RELU: (256,)}, SETTING, granule=16, prober=Formula(), store=again, progress=quiet)
+    assert len(quiet.notes) == 1
+    assert quiet.notes[0].startswith("timings of relu, 4x4 were not steady")
