@@ -124,8 +124,7 @@ def target_table(document: Mapping[str, Any], place: _Place = _ALONE) -> Table:
         rows.append(
             (
                 "latency table",
-                f"{facts['measured']} points timed in {spell_number(facts['seconds'])} s, {facts['reused']} reused; "
-                f"typical spread {spell_percent(facts['spread'])}",
+                _spell_points(facts) + f"; typical spread {spell_percent(facts['spread'])}",
             )
         )
     unpriced = document.get("unpriced") or {}
@@ -232,6 +231,13 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]], place: _Place = _ALONE) ->
             "was measured, for the next to be solved by. Sums are shown as they are, without the line."
         ),
     )
+
+
+def _spell_points(facts: Mapping[str, Any]) -> str:
+    """Where the points of a latency table come from: ``412 points timed in 123.4 s, 88 reused``."""
+    if facts["measured"] == 0:
+        return f"{facts['reused']} points reused"
+    return f"{facts['measured']} points timed in {spell_number(facts['seconds'])} s, {facts['reused']} reused"
 
 
 def _table_of_groups(groups: Sequence[Mapping[str, Any]], *, key: str, title: str, note: str = "") -> Table:

@@ -208,6 +208,15 @@ def test_what_a_document_lacks_is_left_out(content_of, make_latency) -> None:
     assert len(list(latency_sentences(content_of(document)))) == 2
 
 
+@pytest.mark.parametrize(
+    ("measured", "shown"), [(412, "412 points timed in 123.4 s, 88 reused; "), (0, "88 points reused; ")]
+)
+def test_it_is_said_how_many_points_were_timed_for_it(make_latency, measured: int, shown: str) -> None:
+    document = make_latency()
+    document["table"]["measured"] = measured
+    assert ("latency table", f"{shown}typical spread 0.8%") in target_table(document).rows
+
+
 def test_a_family_has_an_overview_and_a_table_of_each(family: ReportContent) -> None:
     tables = by_key(latency_tables(family))
     overview = tables["latency-family"]
