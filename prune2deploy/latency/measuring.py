@@ -37,10 +37,10 @@ _MOST_COPIES = 8
 # About what one core does; only to guess how many copies are needed.
 _FLOPS_PER_NS, _BYTES_PER_NS = 60.0, 16.0
 
-_PASSES, _MOST_PASSES = 3, 5
+_PASSES, _MOST_PASSES = 3, 4
 _SETTLED_BELOW = 0.03
 _SECONDS_OF_A_PASS = 0.4
-_LEAST_RUNS, _MOST_RUNS = 3, 12
+_LEAST_RUNS, _MOST_RUNS = 2, 12
 # Two figures of the same thing lie so close, unless one was disturbed.
 _ALIKE = 0.25
 

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
@@ -285,6 +286,19 @@ def test_weights_are_normal_numbers_and_differ_between_copies(tmp_path):
     for weight in weights:
         assert weight.std() * np.sqrt(32 * 9) == pytest.approx(1, abs=0.1)
         assert np.abs(weight[weight != 0]).min() > np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "swin_t", "mobilenet_v3_large"])
+def test_each_unit_of_an_architecture_has_a_time(name, tmp_path):
+    size = 64 if name == "swin_t" else 32
+    traced = trace(torchvision.models.get_model(name).eval(), torch.randn(1, 3, size, size))
+    points = [Point(unit, widths) for unit, widths in unit_model(traced).widest().items()]
+    network = write_network(points, [1] * len(points), batch=2, precision="fp32")
+    built = engine_named("ort-cpu").build(save(network, tmp_path), BuildOptions(batches=(2,)))
+    built.bind(network.arrays)
+    found = network.shared_out(built.profile_layers(1))
+    built.close()
+    assert [point for point, latency_ns in zip(points, found, strict=True) if latency_ns is None] == []
 
 
 def test_rules_are_named_as_units_name_operators(everything):
