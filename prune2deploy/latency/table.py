@@ -109,7 +109,8 @@ def _tell_unsteady(
         if placement.share >= NEGLIGIBLE_SHARE and any(one.spread > UNSTEADY for one in known[unit].values())
     ]
     if unsteady:
-        more = f" and {len(unsteady) - 1} more units" if len(unsteady) > 1 else ""
+        others = len(unsteady) - 1
+        more = f" and {others} more unit{'s' * (others > 1)}" if others else ""
         progress.note(
             f"timings of {unsteady[0]}{more} were not steady, so something else may have run:"
             " `p2d latency-table --clear` drops what is kept, to be measured when the machine is quiet"
