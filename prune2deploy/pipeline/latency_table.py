@@ -41,7 +41,7 @@ def run_latency_table(
     if request.export is not None:
         check_export(request.export)
     store = LatencyStore(progress=progress) if store is None else store
-    cleared = store.clear(engine=request.engine) if request.clear else None
+    cleared = store.clear(engine=_cleared_engine(request)) if request.clear else None
     table = None if request.subject is None else _filled(request, store, progress)
     if request.export is not None:
         export_measurements(request.export, store.measurements())
@@ -52,6 +52,11 @@ def run_latency_table(
         cleared=cleared,
         exported=request.export,
     )
+
+
+def _cleared_engine(request: LatencyTableRequest) -> str | None:
+    """The engine whose measurements are to be dropped, None for all."""
+    return usable_engine(AUTO).name if request.engine == AUTO else request.engine
 
 
 def _filled(request: LatencyTableRequest, store: LatencyStore, progress: Progress) -> ModelTable:

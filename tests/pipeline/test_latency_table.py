@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import pytest
 
+from prune2deploy.engines.registry import best_engine
 from prune2deploy.errors import InputError, StorageError
+from prune2deploy.graph.unit import Unit
 from prune2deploy.latency import table
 from prune2deploy.latency.environment import environment_of
 from prune2deploy.latency.points import Point, Timing
@@ -115,6 +117,18 @@ def test_clearing_drops_the_engine_that_is_named_or_all(engine, store):
     assert (dropped.cleared, [row.engine for row in dropped.holdings]) == (measured, ["ort-cpu"])
     everything = run_latency_table(LatencyTableRequest(clear=True), store=store)
     assert (everything.cleared, everything.holdings) == (measured, ())
+
+
+def test_clearing_auto_drops_the_engine_that_it_stands_for(engine, store):
+    best = best_engine().name
+    here = environment_of(Setting(engine="ort-cpu"))
+    unit = Unit(axes=0, inputs=(), operators=())
+    for name in (best, "another"):
+        store.add(
+            dataclasses.replace(here, engine=name), 1, {Point(unit, ()): Timing(latency_ns=1, spread_ns=0, runs=1)}
+        )
+    outcome = run_latency_table(LatencyTableRequest(clear=True, engine="auto"), store=store)
+    assert [row.engine for row in outcome.holdings] == ["another"]
 
 
 def test_clearing_with_a_model_measures_it_anew(engine, store):
