@@ -88,7 +88,10 @@ def owners_of(layer: LayerTime) -> set[int]:
     if not layer.nodes and _MOVES.search(layer.operator):
         return set()
     named = {int(number) for number in _OWNED.findall(layer.name)}
-    return named or {int(number) for node in layer.nodes for number in _OWNED.findall(node)}
+    if named or _SERVES.search(layer.name):
+        # A feed is no point's, even where nodes that nobody tells of are counted with it.
+        return named
+    return {int(number) for node in layer.nodes for number in _OWNED.findall(node)}
 
 
 def _moves(layers: Sequence[LayerTime]) -> Iterator[tuple[int, float]]:

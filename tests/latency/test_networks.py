@@ -237,7 +237,9 @@ def test_an_unknown_operator_is_refused_by_name():
 def test_layers_belong_to_the_point_that_their_name_tells_of():
     fused = LayerTime(name="p3.0/Mul_7/QuickGeluFusion/", operator="QuickGelu", latency_ns=1.0)
     moved = LayerTime(name="p3.0/Conv_1_abcd_acdb_p4.0/Relu_2", operator="Reorder", latency_ns=1.0)
-    absorbed = LayerTime(name="feed/5.0/MaxPool_1", operator="MaxPool", latency_ns=1.0, nodes=("feed/5.0/MaxPool_1",))
+    absorbed = LayerTime(
+        name="feed/5.0/MaxPool_1", operator="MaxPool", latency_ns=1.0, nodes=("feed/5.0/MaxPool_1", "p5.0/Relu_2")
+    )
     renamed = LayerTime(name="conv_17", operator="Conv", latency_ns=1.0, nodes=("p12.1/Conv_3", "p12.1/Relu_4"))
     assert [owners_of(layer) for layer in (fused, moved, absorbed, renamed)] == [{3}, set(), set(), {12}]
 
