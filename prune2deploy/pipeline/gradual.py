@@ -13,6 +13,7 @@ from prune2deploy.errors import InputError, TargetError
 from prune2deploy.pipeline.backends import AUTO, GRAPH, MODULE, Channels
 from prune2deploy.pipeline.cutting import CutChoices, inexact_cuts, inexact_note, proven
 from prune2deploy.pipeline.making import PRUNED, Work
+from prune2deploy.pipeline.method_latency import MethodLatency
 from prune2deploy.pipeline.record import pruning_record
 from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.subject import DENSE
@@ -91,11 +92,18 @@ def backend_for(request: PruneRequest, options: GradualOptions | None) -> tuple[
 
 
 def make_pruned_gradually(
-    work: Work, restricted: Channels, choices: CutChoices, options: GradualOptions, *, notes: tuple[str, ...]
+    work: Work,
+    restricted: Channels,
+    choices: CutChoices,
+    options: GradualOptions,
+    *,
+    notes: tuple[str, ...],
+    latency: MethodLatency | None = None,
 ) -> None:
     """Fine-tune a copy of the dense model under ``Gradual``, prove what it cut in all, and keep it as ``pruned``.
 
     ``restricted`` are the channels that may leave, ``notes`` what is known before. The plan enters the manifest here.
+    With a ``latency``, whose budget ``choices`` have, the network is measured once it has all its cuts.
 
     Raises:
         TargetError: no plan reaches the target.
@@ -142,7 +150,8 @@ def make_pruned_gradually(
         cut = proven(work.subject.model, whole, work.inputs, allocation, provenance, what=PRUNED)
     manifest = work.run.manifest
     record = pruning_record(whole, restricted, cut, choices) | {"findings": dict(findings)}
-    said = (*notes, *result.findings.notes, *inexact_note(inexact_cuts(graph, kept)))
+    on_latency = () if latency is None else latency.enter(record, cut.plan)
+    said = (*notes, *result.findings.notes, *inexact_note(inexact_cuts(graph, kept)), *on_latency)
     work.run.save(replace(manifest, pruning=record, notes=tuple(dict.fromkeys((*manifest.notes, *said)))))
     epochs = work.subject.trained_epochs
     keep_variant(
@@ -171,6 +180,7 @@ def _aim(choices: CutChoices) -> Aim:
         default_granule=choices.default_granule,
         ranking=choices.ranking,
         seed=choices.seed,
+        solver_seconds=choices.solver_seconds,
     )
 
 

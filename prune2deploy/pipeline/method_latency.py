@@ -5,11 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.budget.target import Limit
+from prune2deploy.budget.target import Budget
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
@@ -20,12 +18,10 @@ from prune2deploy.pipeline.subject import Subject
 from prune2deploy.policies.aim import Aim
 from prune2deploy.progress import Progress
 
-_METHOD, _RANKING = "none", "per-layer"
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodLatency:
-    """A latency that a training is to come down to. ``limit`` is what its method is told."""
+    """A latency that a training is to come down to. ``budget`` is what its method is told."""
 
     engine: LatencyOfEngine
     fitted: FittedLatency
@@ -33,9 +29,11 @@ class MethodLatency:
     scores: Scores
 
     @property
-    def limit(self) -> Limit:
-        """The corrected prices, and the middle of what counts as met: no method measures what it cuts."""
-        return replace(self.fitted.limit, most=(1 - TOLERANCE / 2) * self.fitted.limit.most)
+    def budget(self) -> Budget:
+        """All targets, the latency by corrected prices: the middle of what counts as met, since no method measures."""
+        limit = replace(self.fitted.limit, most=(1 - TOLERANCE / 2) * self.fitted.limit.most)
+        others = self.choices.budget
+        return Budget(latency=limit) if others is None else replace(others, latency=limit)
 
     @property
     def fraction(self) -> float:
@@ -43,10 +41,21 @@ class MethodLatency:
         asked = self.fitted.target.fraction
         return self.fitted.target_ns / self.fitted.dense_ns if asked is None else asked
 
-    def document_of(self, plan: PrunePlan) -> dict[str, Any]:
-        """What the manifest keeps under ``latency`` of the network that ``plan`` leaves, which is measured for it."""
+    def enter(self, record: dict[str, Any], plan: PrunePlan) -> tuple[str, ...]:
+        """Measure the network that ``plan`` leaves, enter that in what the manifest keeps, and say what is to be said.
+
+        Raises:
+            EngineError: the engine does not run the network.
+        """
         graph = self.engine.channels.graph
-        return measured_after(self.engine, self.fitted, graph, plan, self.choices, self.scores)[1]
+        _, document = measured_after(self.engine, self.fitted, graph, plan, self.choices, self.scores)
+        record["targets"]["latency"] = self.fraction
+        record["achieved"]["latency"] = document["ratio"]
+        record["latency"] = document
+        if document["met"]:
+            return ()
+        above = document["pruned_ns"] / document["target"]["ns"] - 1
+        return (f"the measured latency of pruned is {above:.1%} above the target",)
 
 
 @contextmanager
@@ -55,28 +64,32 @@ def fitted_latency(
     free: Channels,
     target: LatencyTarget,
     setting: Setting,
-    aim: Aim,
+    choices: CutChoices,
+    *,
+    scores: Scores,
     progress: Progress,
 ) -> Iterator[MethodLatency]:
-    """Measure the engine, and fit its prices to whole networks near the target: uniformly narrower ones.
+    """Measure the engine, and fit its prices to whole networks near the target.
 
-    No weights are trained yet that could say more, so all channels of a layer count alike; what the manifest keeps of
-    importance is the share of channels. ``subject`` holds the dense model, ``free`` the channels that may leave, and
-    ``aim`` all other targets.
+    ``subject`` holds the dense model, ``free`` the channels that may leave, ``choices`` all other targets; ``scores``,
+    shape (channel_count,), choose those networks.
 
     Raises:
         TargetError: no plan reaches the targets.
         EngineError, InputError: the engine cannot be measured.
     """
-    alike = np.ones(free.graph.channel_count)
-    choices = CutChoices(
+    with engine_for(subject, free, choices, setting, progress) as engine:
+        yield MethodLatency(engine=engine, fitted=engine.fit(target, choices, scores), choices=choices, scores=scores)
+
+
+def uniform_choices(aim: Aim) -> CutChoices:
+    """Choices for uniformly narrower networks within the targets of ``aim``: nothing is trained yet to say more."""
+    return CutChoices(
         budget=aim.budget,
-        method=_METHOD,
-        ranking=_RANKING,
+        method="none",
+        ranking="per-layer",
         granule=aim.granule,
         default_granule=aim.default_granule,
         seed=aim.seed,
         solver_seconds=aim.solver_seconds,
     )
-    with engine_for(subject, free, choices, setting, progress) as engine:
-        yield MethodLatency(engine=engine, fitted=engine.fit(target, choices, alike), choices=choices, scores=alike)

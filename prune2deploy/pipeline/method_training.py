@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from prune2deploy.budget.alignment import granule_for
@@ -21,7 +22,7 @@ from prune2deploy.pipeline.frozen import frozen_rows
 from prune2deploy.pipeline.latency import TOLERANCE
 from prune2deploy.pipeline.latency_cut import budget_of, setting_of
 from prune2deploy.pipeline.making import PRUNED, Work
-from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency
+from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency, uniform_choices
 from prune2deploy.pipeline.outcomes import MethodOutcome
 from prune2deploy.pipeline.requests import MethodChoices, TrainRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay
@@ -36,6 +37,10 @@ from prune2deploy.run import RunFolder
 from prune2deploy.surgery.trial import randomised_copy
 from prune2deploy.surgery.verify import Proof, prove
 from prune2deploy.training.loop import train
+
+_IMPORTANCE_IS_CHANNELS = (
+    "what the report calls importance is the share of channels: nothing was trained when the widths were chosen"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +132,9 @@ def _prepared(request: TrainRequest, scratch: Scratch, setting: Setting | None, 
         yield task
         return
     dense = scratch.subject_of(scratch.built_again().eval())
-    with fitted_latency(dense, free, target, setting, aim, progress) as latency:
-        budget = Budget(latency=latency.limit) if aim.budget is None else replace(aim.budget, latency=latency.limit)
-        yield replace(task, aim=replace(aim, budget=budget), latency=latency)
+    alike = np.ones(free.graph.channel_count)
+    with fitted_latency(dense, free, target, setting, uniform_choices(aim), scores=alike, progress=progress) as latency:
+        yield replace(task, aim=replace(aim, budget=latency.budget), latency=latency)
 
 
 def _setting(choices: MethodChoices) -> Setting | None:
@@ -176,12 +181,8 @@ def _make_pruned(task: _Task, run: RunFolder, *, resume: bool) -> None:
     inexact = inexact_cuts(graph, kept)
     plan = replace(plan, provenance={**plan.provenance, "inexact": inexact})
     record = _record_of(task, plan, proof)
-    if task.latency is not None:
-        document = task.latency.document_of(plan)
-        record["targets"]["latency"] = task.latency.fraction
-        record["achieved"]["latency"] = document["ratio"]
-        record["latency"] = document
-    notes = (*task.whole.notes, *result.findings.notes, *inexact_note(inexact), *_latency_notes(record))
+    on_latency = () if task.latency is None else (_IMPORTANCE_IS_CHANNELS, *task.latency.enter(record, plan))
+    notes = (*task.whole.notes, *result.findings.notes, *inexact_note(inexact), *on_latency)
     run.save(
         replace(
             run.manifest,
@@ -266,17 +267,6 @@ def _work(task: _Task, run: RunFolder, *, resume: bool) -> Work:
         resume=resume,
         progress=task.progress,
     )
-
-
-def _latency_notes(record: Mapping[str, Any]) -> tuple[str, ...]:
-    latency = record.get("latency")
-    if latency is None:
-        return ()
-    alike = "what the report calls importance is the share of channels: nothing was trained when the widths were chosen"
-    if latency["met"]:
-        return (alike,)
-    above = latency["pruned_ns"] / latency["target"]["ns"] - 1
-    return (alike, f"the measured latency of pruned is {above:.1%} above the target")
 
 
 def _options(request: TrainRequest, scratch: Scratch, setting: Setting | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """``p2d prune``: from a checkpoint to a run with the variants dense, pruned and reduced."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from prune2deploy.pipeline.gradual import (
 )
 from prune2deploy.pipeline.latency_cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
+from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency
 from prune2deploy.pipeline.outcomes import PruneOutcome
 from prune2deploy.pipeline.pareto import PARETO_FAMILY, cut_family, make_members
 from prune2deploy.pipeline.places import settled_checkpoint
@@ -120,19 +121,27 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
     notes: tuple[str, ...] = (*subject.notes, *whole.notes, *remarks)
     if gradual is not None:
         check_reachable(restricted, choices)
+    made = resumed is not None and PRUNED in resumed.manifest.variants
     if gradual is None and (resumed is None or not resumed.manifest.pruning):
         pruning, said = _planned(request, subject, splits, whole, restricted, choices, setting, progress)
         notes = tuple(dict.fromkeys((*notes, *said)))
-    begun = new_run(
-        command=request.command,
-        model=subject.spec,
-        input_shape=subject.input_shape,
-        data=splits.name if splits is not None else None,
-        seed=request.seed,
-        options=options,
-        out=request.out,
-    )
-    with begun if resumed is None else nullcontext(resumed) as run:
+    with ExitStack() as stack:
+        latency = None
+        if gradual is not None and setting is not None and not made:
+            fitting = _fitting(request, subject, splits, restricted, choices, setting, progress)
+            latency = stack.enter_context(fitting)
+            choices = replace(choices, budget=latency.budget)
+        run = resumed or stack.enter_context(
+            new_run(
+                command=request.command,
+                model=subject.spec,
+                input_shape=subject.input_shape,
+                data=splits.name if splits is not None else None,
+                seed=request.seed,
+                options=options,
+                out=request.out,
+            )
+        )
         if pruning:
             run.save(replace(run.manifest, pruning=pruning, notes=notes))
         work = Work(
@@ -154,7 +163,7 @@ def run_prune(request: PruneRequest, progress: Progress = SILENT) -> PruneOutcom
         elif gradual is None:
             make_pruned(work)
         else:
-            make_pruned_gradually(work, restricted, choices, gradual, notes=notes)
+            make_pruned_gradually(work, restricted, choices, gradual, notes=notes, latency=latency)
         if splits is not None and subject.trained_epochs is None and set(request.variants) & FROM_SCRATCH:
             run.note(
                 f"the checkpoint does not say how long it was trained: variants from scratch are trained for "
@@ -180,8 +189,7 @@ def _planned(
     ``setting`` is where latencies are measured, None where none is a target.
     """
     inputs = example_inputs(subject.input_shape, seed=request.seed)
-    needs_data = criterion_named(choices.method).needs_data
-    batches = list(scoring_batches(splits, seed=request.seed)) if needs_data and splits is not None else None
+    batches = _batches(choices, splits)
     no_data = () if splits is not None else (_WITHOUT_DATA,)
     if setting is None:
         cut = cut_to_budget(subject.model, restricted, inputs, choices, batches=batches, progress=progress)
@@ -198,6 +206,29 @@ def _planned(
         measured = cut_to_latency(engine, inputs, request.targets.latency, choices, scores=scores, progress=progress)
     pruning = latency_pruning_record(whole, restricted, measured)
     return pruning, (*measured.cut.allocation.notes, *inexact_note(pruning["inexact"]), *no_data)
+
+
+def _fitting(
+    request: PruneRequest,
+    subject: Subject,
+    splits: DataSplits | None,
+    restricted: Channels,
+    choices: CutChoices,
+    setting: Setting,
+    progress: Progress,
+) -> AbstractContextManager[MethodLatency]:
+    """The latency that a fine-tuning with cuts is to come down to, fitted to networks that the dense weights choose."""
+    assert request.targets.latency is not None
+    scores = scores_for(subject.model, restricted, choices, batches=_batches(choices, splits), progress=progress)
+    return fitted_latency(
+        subject, restricted, request.targets.latency, setting, choices, scores=scores, progress=progress
+    )
+
+
+def _batches(choices: CutChoices, splits: DataSplits | None) -> list[tuple[Tensor, Tensor]] | None:
+    """What to score with, None where the criterion needs no data or there is none."""
+    needs_data = criterion_named(choices.method).needs_data
+    return list(scoring_batches(splits, seed=choices.seed)) if needs_data and splits is not None else None
 
 
 def scoring_batches(splits: DataSplits, *, seed: int, images: int = _SCORED_IMAGES) -> Iterator[tuple[Tensor, Tensor]]:
