@@ -70,7 +70,8 @@ class PruneOutcome:
     ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
     ``latency`` is what the manifest keeps of a latency target, None without one. ``family`` has what it keeps of each
     network of a family that was cut to several, by variant; ``targets`` and ``achieved`` are then empty.
-    ``costs`` are documents of ``training.cost.TrainingCost``, by variant that was trained.
+    ``costs`` are documents of ``training.cost.TrainingCost``, by variant that was trained. ``shortfall`` says that a
+    target was missed by a run that is kept, None where all is well.
     """
 
     run: Path
@@ -85,6 +86,7 @@ class PruneOutcome:
     accuracies: Mapping[str, float] = field(default_factory=dict)
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shortfall: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """``p2d prune``: from a checkpoint to a run with the variants dense, pruned and reduced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -31,6 +31,7 @@ from prune2deploy.pipeline.gradual import (
     gradual_options,
     make_pruned_gradually,
 )
+from prune2deploy.pipeline.latency import TOLERANCE
 from prune2deploy.pipeline.latency_cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
 from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency
@@ -304,4 +305,13 @@ def _outcome(run: RunFolder) -> PruneOutcome:
         accuracies=run.manifest.variants[PRUNED].accuracies if PRUNED in run.manifest.variants else {},
         costs=training_costs(run.manifest, without=(DENSE,)),
         notes=run.manifest.notes,
+        shortfall=_shortfall(pruning.get("latency")),
     )
+
+
+def _shortfall(latency: Mapping[str, Any] | None) -> str | None:
+    """What cuts during the fine-tuning owe of a latency, which is measured after them: nothing, or a sentence."""
+    if latency is None or latency["pruned_ns"] <= (1 + TOLERANCE) * latency["target"]["ns"]:
+        return None
+    asked = latency["target"]["ns"] / latency["dense_ns"]
+    return f"the cuts came down to {latency['ratio']:.3f} of the latency only (target {asked:.3g}); the run is kept"

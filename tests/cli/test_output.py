@@ -193,6 +193,15 @@ def test_a_latency_target_is_told_with_what_was_measured(stage, run_p2d):
     assert lines[1].endswith("0.497 of the dense latency stay (target 0.5, 10.7 ms), which is missed")
 
 
+def test_a_latency_that_was_missed_shows_the_result_and_leaves_with_3(stage, run_p2d):
+    stage("prune", busy(replace(PRUNING, latency=LATENCY, shortfall="the cuts came down to 0.6 of the latency only")))
+    result = run_p2d("prune", "m", "--latency", "0.5", "--cuts", "3", "--quiet")
+    assert result.exit_code == 3
+    assert "run: p2d-runs/one" in result.stdout
+    assert "next:" not in result.stdout
+    assert "p2d: error: p2d-runs/one: the cuts came down to 0.6 of the latency only; ask for" in result.stderr
+
+
 def test_every_network_of_a_family_is_told_with_its_latency(stage, run_p2d):
     faster = {
         **LATENCY,

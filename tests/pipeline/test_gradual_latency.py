@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.pipeline.latency import TOLERANCE
+from prune2deploy.pipeline.method_latency import MethodLatency
 from prune2deploy.pipeline.prune import run_prune
 from prune2deploy.pipeline.requests import LatencyTarget, PruneRequest, Targets, TrainingChoices
 
@@ -56,6 +58,25 @@ def test_cuts_during_fine_tuning_come_down_to_the_measured_latency(
     assert 0.4 < measured <= 0.5 * (1 + TOLERANCE)
     assert outcome.achieved["latency"] == measured == pruning["latency"]["rounds"][-1]["ratio"]
     assert outcome.targets["latency"] == pytest.approx(0.5)
+
+
+def test_cuts_that_miss_the_latency_by_more_than_the_tolerance_are_told(
+    small_model: Callable[..., Path], engine_by_formula: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter = MethodLatency.enter
+
+    def slower(self: MethodLatency, record: dict[str, Any], plan: PrunePlan) -> tuple[str, ...]:
+        measure = self.engine.measure
+        monkeypatch.setattr(
+            self.engine, "measure", lambda kept: replace(measure(kept), ratio=0.55, low=0.54, high=0.56), raising=True
+        )
+        return enter(self, record, plan)
+
+    monkeypatch.setattr(MethodLatency, "enter", slower)
+    outcome = run_prune(request_for(small_model()))
+    assert outcome.shortfall == "the cuts came down to 0.550 of the latency only (target 0.5); the run is kept"
+    assert "the measured latency of pruned is 10.0% above the target" in outcome.notes
+    assert manifest()["finished"]
 
 
 def test_a_finished_run_of_cuts_is_not_measured_again(

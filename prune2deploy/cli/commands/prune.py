@@ -9,6 +9,7 @@ import typer
 from prune2deploy.cli import options, target_options, values
 from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import percent, spell_latency_target, variants_table
+from prune2deploy.errors import TargetError
 from prune2deploy.pipeline.choices import (
     ATTENTION,
     BACKENDS,
@@ -159,6 +160,8 @@ def prune(
 
         outcome = run_prune(request, progress)
     show_pruning(outcome, progress)
+    if outcome.shortfall is not None:
+        raise TargetError(outcome.shortfall, where=str(outcome.run), hint="ask for a little less, or cut at once")
     print_line("next: p2d export, then p2d bench")
 
 
