@@ -7,6 +7,7 @@ line is fitted through what whole networks were predicted and measured to take, 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
 from prune2deploy.pipeline.requests import LatencyTarget
 from prune2deploy.pipeline.whole_models import WholeModels, WholeTiming
+from prune2deploy.processes import on_main
 from prune2deploy.progress import SILENT, Progress
 
 TOLERANCE = 0.03
@@ -78,7 +80,8 @@ class FittedLatency:
 class LatencyOfEngine:
     """What a network takes on an engine: the table of its units, and all that was measured of whole networks so far.
 
-    ``channels`` are those that may leave; prices are over them. Several targets share one.
+    ``channels`` are those that may leave; prices are over them. Several targets share one. Of several processes the
+    main one measures and solves.
     """
 
     model: nn.Module
@@ -103,7 +106,7 @@ class LatencyOfEngine:
         aim = _AIM
         while len(rounds) < _ROUNDS:
             limit = self._limit(self._correction(target), aim * self._wanted_ns(target))
-            allocation = self._allocation(choices, scores, limit)
+            allocation = on_main(partial(self._allocation, choices, scores, limit))
             done = next((one for one in self.measured if (one.allocation.kept == allocation.kept).all()), None)
             if any(done is one for one in rounds):  # no other network lies there
                 if aim == _CLOSER:
@@ -195,7 +198,7 @@ class LatencyOfEngine:
 
     def measure(self, kept: ChannelMask) -> WholeTiming:
         """Build the network that keeps the channels of ``kept``, shape (channel_count,), and time it."""
-        return self.whole.time(self.pruned(kept))
+        return on_main(lambda: self.whole.time(self.pruned(kept)))
 
     def _measure(self, allocation: Allocation) -> Round:
         timing = self.measure(allocation.kept)
@@ -246,12 +249,14 @@ def latency_of_engine(
         EngineError: it does not run here, or not a unit.
     """
     units = unit_model(channels.traced)
-    table = measured_surfaces(
-        units.widest(),
-        setting,
-        granule=granule,
-        weights=Counter(term.unit for term in units.terms),
-        progress=progress,
+    table = on_main(
+        lambda: measured_surfaces(
+            units.widest(),
+            setting,
+            granule=granule,
+            weights=Counter(term.unit for term in units.terms),
+            progress=progress,
+        )
     )
     return LatencyOfEngine(
         model=model,

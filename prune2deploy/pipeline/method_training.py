@@ -338,6 +338,7 @@ def _outcome(run: RunFolder) -> MethodOutcome:
         targets=pruning["targets"],
         achieved=pruning["achieved"],
         variants=variant_rows(manifest),
+        latency=pruning.get("latency"),
         costs=training_costs(manifest),
         notes=manifest.notes,
         shortfall=_shortfall(pruning),

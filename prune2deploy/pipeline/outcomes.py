@@ -44,6 +44,7 @@ class MethodOutcome:
     """What a method gave that pruned while it trained.
 
     ``targets`` and ``achieved`` map names of costs ("flops", "parameters", "memory", "latency") to shares of dense.
+    ``latency`` is what the manifest keeps of a latency target, None without one.
     ``costs`` are documents of ``training.cost.TrainingCost`` by variant. ``shortfall`` says that nothing was removed or
     that a target was not reached, None where all is well, and ``hint`` what to do then.
     """
@@ -57,6 +58,7 @@ class MethodOutcome:
     targets: Mapping[str, float]
     achieved: Mapping[str, float]
     variants: tuple[VariantRow, ...]
+    latency: Mapping[str, Any] | None = None
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shortfall: str | None = None

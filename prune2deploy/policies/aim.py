@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from prune2deploy.budget.allocate import Allocation, allocate
+from prune2deploy.budget.allocate import OPTIMAL, Allocation, allocate
 from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.optimal import SOLVER_SECONDS
 from prune2deploy.budget.target import Budget
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
+from prune2deploy.processes import on_main
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +40,18 @@ class Aim:
         Raises:
             TargetError: no plan reaches it, or nothing would be pruned.
         """
-        return allocate(
-            graph,
-            scores,
-            budget,
-            granule=self.widest_granule,
-            ranking=self.ranking,
-            relax_alignment=self.granule is None,
-            available=available,
-            solver_seconds=self.solver_seconds,
-        )
+
+        def allocated() -> Allocation:
+            return allocate(
+                graph,
+                scores,
+                budget,
+                granule=self.widest_granule,
+                ranking=self.ranking,
+                relax_alignment=self.granule is None,
+                available=available,
+                solver_seconds=self.solver_seconds,
+            )
+
+        # A solver that ends by the clock may end differently in each of several processes.
+        return on_main(allocated) if self.ranking == OPTIMAL else allocated()

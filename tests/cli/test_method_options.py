@@ -82,6 +82,17 @@ def test_what_training_cost_is_one_line_in_the_order_of_the_work(stage, run_p2d)
     assert result.stdout.endswith("note: it went well\nrun: here\nnext: p2d export, then p2d bench\n")
 
 
+def test_a_latency_that_was_a_target_is_told_as_it_was_measured(stage, run_p2d):
+    latency = {"engine": "ort-cpu", "precision": "fp32", "batch": 1, "threads": 1, "met": True, "ratio": 0.497}
+    times = {"target": {"fraction": 0.5, "ns": 5e5}, "dense_ns": 1e6, "pruned_ns": 4.97e5, "low": 0.49, "high": 0.5}
+    stage("train", lambda progress: method_outcome(latency=latency | times))
+    result = run_p2d("train", "tiny", "--method", "3sp", "--latency", "0.5")
+    assert result.stdout.splitlines()[1] == (
+        "latency on ort-cpu, fp32, batch 1, 1 thread: 1 ms dense, 497 us pruned: "
+        "0.497 (0.490 to 0.500) of the dense latency stay (target 0.5, 500 us)"
+    )
+
+
 def test_a_shortfall_shows_the_result_and_leaves_with_3(stage, run_p2d):
     outcome = method_outcome(shortfall="prunetrain removed nothing", hint="raise --penalty-ratio")
     stage("train", lambda progress: outcome)

@@ -7,7 +7,7 @@ import typer
 
 from prune2deploy.cli import method_options, options, target_options, values
 from prune2deploy.cli.console import print_costs, print_line, print_notes, print_table, working
-from prune2deploy.cli.tables import count, flop_count, percent, spell_cost, variants_table
+from prune2deploy.cli.tables import count, flop_count, percent, spell_cost, spell_latency_target, variants_table
 from prune2deploy.errors import InputError, TargetError
 from prune2deploy.pipeline.choices import (
     ENGINES,
@@ -195,6 +195,8 @@ def _show_method(outcome: MethodOutcome, progress: Progress) -> None:
         TargetError: it removed nothing, or did not reach the target that was set; the run is kept.
     """
     print_line(f"{outcome.model} on {outcome.data}, {outcome.method}, granule {outcome.alignment}")
+    if outcome.latency is not None:
+        print_line(spell_latency_target("pruned", outcome.latency))
     print_table(variants_table(outcome.variants))
     print_costs(outcome.costs)
     print_notes(outcome.notes, after=progress)
