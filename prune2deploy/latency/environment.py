@@ -8,7 +8,7 @@ from prune2deploy.engines.registry import engine_named
 from prune2deploy.errors import EngineError
 from prune2deploy.latency.setting import Setting
 
-PROTOCOL = 1
+PROTOCOL = 2
 """How points are timed. Raised with every change after which an engine would be found faster or slower."""
 
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "sve")

@@ -11,15 +11,17 @@ from prune2deploy.export.onnx_from_model import ExportedFile, export_onnx
 from prune2deploy.latency.setting import Setting
 from prune2deploy.progress import SILENT, Progress
 
-_BUILDS = 3
+_BUILDS, _MOST_BUILDS = 3, 10
 _ROUNDS = 8
+_HALF_WIDTH = 0.01
+"""Of the interval of a ratio: a third of what a target is met within."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeTiming:
     """A network and the dense one, timed in turn. Medians in ns of one run of the batch.
 
-    ``ratio`` is the network's latency over the dense one's, with its interval; None where three builds give none.
+    ``ratio`` is the network's latency over the dense one's, with its interval (None where there is none).
     """
 
     dense_ns: float
@@ -50,7 +52,7 @@ class WholeModels:
         self._count = 0
 
     def time(self, model: nn.Module) -> WholeTiming:
-        """Export ``model``, and time it and the dense one in turn, in a few fresh processes.
+        """Export ``model``, and time it and the dense one in turn, in three fresh processes or more where they differ.
 
         Raises:
             ModelError: it cannot be exported.
@@ -65,7 +67,13 @@ class WholeModels:
             subjects=(self._subject, subject),
             engine=self._setting.engine,
             batches=(self._setting.batch,),
-            options=BenchOptions(threads=self._setting.threads, builds=_BUILDS, rounds=_ROUNDS),
+            options=BenchOptions(
+                threads=self._setting.threads,
+                builds=_BUILDS,
+                rounds=_ROUNDS,
+                half_width=_HALF_WIDTH,
+                max_builds=_MOST_BUILDS,
+            ),
         )
         result = run_bench(request, progress=self._progress)
         rows = {row.variant: row for row in result.rows}
