@@ -7,14 +7,19 @@ local polytope of Schlesinger 1976 and Wainwright & Jordan 2008): exact where th
 bound where they are not yet. Widths that several groups make together are interpolated between breakpoints.
 """
 
+import ctypes
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
 from prune2deploy.budget.nodes import Counts, GateNode, GroupNode, Node, SumNode, Tabulated
 from prune2deploy.budget.priced import Priced
@@ -137,13 +142,8 @@ class _Program:
         gains[list(gained)] = list(gained.values())
         integrality = np.zeros(self._size)
         integrality[self._whole] = 1
-        result = milp(
-            -gains * (_WORTH_OF_ALL / max(np.abs(gains).max(initial=0.0), 1e-300)),
-            integrality=integrality,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(self._matrix(), self._lows, self._highs),
-            options={"time_limit": max(seconds, 0.1), "mip_rel_gap": gap},
-        )
+        with _hushed():
+            result = self._solved(gains, integrality, seconds=seconds, gap=gap)
         if result.x is None:
             return None
         counts = tuple(
@@ -155,6 +155,17 @@ class _Program:
             status=OPTIMAL if result.status == 0 else TIME_LIMIT,
             gap=float(result.mip_gap),
             seconds=time.monotonic() - begun,
+        )
+
+    def _solved(
+        self, gains: NDArray[np.float64], integrality: NDArray[np.float64], *, seconds: float, gap: float
+    ) -> OptimizeResult:
+        return milp(
+            -gains * (_WORTH_OF_ALL / max(np.abs(gains).max(initial=0.0), 1e-300)),
+            integrality=integrality,
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(self._matrix(), self._lows, self._highs),
+            options={"time_limit": max(seconds, 0.1), "mip_rel_gap": gap},
         )
 
     def _node(self, node: Node) -> NDArray[np.int64]:
@@ -251,3 +262,19 @@ class _Program:
         columns = np.concatenate([np.fromiter(row.keys(), dtype=np.int64, count=len(row)) for row in self._rows])
         values = np.concatenate([np.fromiter(row.values(), dtype=np.float64, count=len(row)) for row in self._rows])
         return sparse.csr_array((values, (rows, columns)), shape=(len(self._rows), self._size))
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep off standard output what HiGHS prints there whatever it is told, from C and so past ``sys.stdout``."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+        with suppress(AttributeError, OSError, TypeError):  # where the C library cannot be had by no name
+            ctypes.CDLL(None).fflush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
