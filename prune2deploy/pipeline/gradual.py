@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -114,13 +115,16 @@ def make_pruned_gradually(
         return
     whole, graph = work.channels, work.channels.graph
     model = copy.deepcopy(work.subject.model)
+    aim = _aim(choices)
+    if latency is not None:
+        aim = replace(aim, settle=partial(latency.settle, ranking=choices.ranking))
     result = train(
         model,
         work.splits,
         work.tuning,
         state_path=work.run.training_path(PRUNED),
         resume=work.resume,
-        policy=Gradual(restricted.graph, _aim(choices), options),
+        policy=Gradual(restricted.graph, aim, options),
         teacher=work.teacher,
         description="fine-tuning and cutting",
         progress=work.progress,

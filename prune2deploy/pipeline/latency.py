@@ -93,10 +93,13 @@ class LatencyOfEngine:
     whole: WholeModels
     measured: list[Round] = field(default_factory=list)
 
-    def fit(self, target: LatencyTarget, choices: CutChoices, scores: Scores) -> FittedLatency:
+    def fit(
+        self, target: LatencyTarget, choices: CutChoices, scores: Scores, *, available: ChannelMask | None = None
+    ) -> FittedLatency:
         """Cut, measure and correct until the latency lies within ``TOLERANCE`` below the target; five times at most.
 
-        ``choices.budget`` holds the other targets, or None; ``scores`` has shape (channel_count,).
+        ``choices.budget`` holds the other targets, or None; ``scores`` has shape (channel_count,), as has
+        ``available``: the channels that are left where some have gone before.
 
         Raises:
             TargetError: no plan reaches the target, or all that were measured exceed it by more than ``TOLERANCE``.
@@ -106,7 +109,7 @@ class LatencyOfEngine:
         aim = _AIM
         while len(rounds) < _ROUNDS:
             limit = self._limit(self._correction(target), aim * self._wanted_ns(target))
-            allocation = on_main(partial(self._allocation, choices, scores, limit))
+            allocation = on_main(partial(self._allocation, choices, scores, limit, available))
             done = next((one for one in self.measured if (one.allocation.kept == allocation.kept).all()), None)
             if any(done is one for one in rounds):  # no other network lies there
                 if aim == _CLOSER:
@@ -179,7 +182,9 @@ class LatencyOfEngine:
         price = self.price.corrected(offset=correction.offset_ns, scale=correction.scale)
         return Limit(prices=(price,), most=most_ns)
 
-    def _allocation(self, choices: CutChoices, scores: Scores, limit: Limit) -> Allocation:
+    def _allocation(
+        self, choices: CutChoices, scores: Scores, limit: Limit, available: ChannelMask | None
+    ) -> Allocation:
         given = choices.budget
         budget = Budget(latency=limit) if given is None else replace(given, latency=limit)
         return allocate(
@@ -189,6 +194,7 @@ class LatencyOfEngine:
             granule=choices.granule or choices.default_granule,
             ranking=choices.ranking,
             relax_alignment=choices.granule is None,
+            available=available,
             solver_seconds=choices.solver_seconds,
         )
 

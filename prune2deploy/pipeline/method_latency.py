@@ -5,28 +5,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prune2deploy.budget.allocate import Allocation
+from prune2deploy.budget.from_mask import mask_from_plan
 from prune2deploy.budget.ladder import Scores
 from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.budget.target import Budget
+from prune2deploy.errors import TargetError
+from prune2deploy.graph.channels import ChannelMask
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
 from prune2deploy.pipeline.latency import TOLERANCE, FittedLatency, LatencyOfEngine
 from prune2deploy.pipeline.latency_cut import engine_for, measured_after
+from prune2deploy.pipeline.latency_record import latency_record
 from prune2deploy.pipeline.requests import LatencyTarget
 from prune2deploy.pipeline.subject import Subject
 from prune2deploy.policies.aim import Aim
 from prune2deploy.progress import Progress
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class MethodLatency:
-    """A latency that a training is to come down to. ``budget`` is what its method is told."""
+    """A latency that a training is to come down to. ``budget`` is what its method is told, ``fitted`` what it is of.
+
+    ``settle`` is for methods that cut for good: what they would cut is measured and corrected, as one cut is, and
+    ``is_settled`` from then on.
+    """
 
     engine: LatencyOfEngine
     fitted: FittedLatency
     choices: CutChoices
     scores: Scores
+    is_settled: bool = False
+
+    def settle(self, scores: Scores, available: ChannelMask | None, *, ranking: str) -> Allocation | None:
+        """The allocation by ``scores`` that was measured to hold the latency; None where none was near it.
+
+        ``scores`` and ``available``, the channels that are left (None: all), have shape (channel_count,).
+        """
+        choices = replace(self.choices, ranking=ranking)
+        alone = replace(self.engine, measured=[])  # networks of other profiles would lead the correction astray
+        try:
+            fitted = alone.fit(self.fitted.target, choices, scores, available=available)
+        except TargetError:
+            return None
+        self.fitted, self.choices, self.scores, self.is_settled = fitted, choices, scores, True
+        return fitted.best.allocation
 
     @property
     def budget(self) -> Budget:
@@ -47,8 +71,11 @@ class MethodLatency:
         Raises:
             EngineError: the engine does not run the network.
         """
-        graph = self.engine.channels.graph
-        _, document = measured_after(self.engine, self.fitted, graph, plan, self.choices, self.scores)
+        graph, fitted = self.engine.channels.graph, self.fitted
+        if (mask_from_plan(graph, plan) == fitted.best.allocation.kept).all():
+            document = latency_record(self.engine, fitted, self.choices, self.scores) | {"dense_ns": fitted.dense_ns}
+        else:
+            _, document = measured_after(self.engine, fitted, graph, plan, self.choices, self.scores)
         record["targets"]["latency"] = self.fraction
         record["achieved"]["latency"] = document["ratio"]
         record["latency"] = document

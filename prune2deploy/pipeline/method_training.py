@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ def _prepared(request: TrainRequest, scratch: Scratch, setting: Setting | None, 
     dense = scratch.subject_of(scratch.built_again().eval())
     alike = np.ones(free.graph.channel_count)
     with fitted_latency(dense, free, target, setting, uniform_choices(aim), scores=alike, progress=progress) as latency:
-        yield replace(task, aim=replace(aim, budget=latency.budget), latency=latency)
+        settle = partial(latency.settle, ranking=aim.ranking)
+        yield replace(task, aim=replace(aim, budget=latency.budget, settle=settle), latency=latency)
 
 
 def _setting(choices: MethodChoices) -> Setting | None:
@@ -181,7 +183,9 @@ def _make_pruned(task: _Task, run: RunFolder, *, resume: bool) -> None:
     inexact = inexact_cuts(graph, kept)
     plan = replace(plan, provenance={**plan.provenance, "inexact": inexact})
     record = _record_of(task, plan, proof)
-    on_latency = () if task.latency is None else (_IMPORTANCE_IS_CHANNELS, *task.latency.enter(record, plan))
+    on_latency = () if task.latency is None else task.latency.enter(record, plan)
+    if task.latency is not None and not task.latency.is_settled:
+        on_latency = (_IMPORTANCE_IS_CHANNELS, *on_latency)
     notes = (*task.whole.notes, *result.findings.notes, *inexact_note(inexact), *on_latency)
     run.save(
         replace(

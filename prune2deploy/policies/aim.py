@@ -1,5 +1,6 @@
 """What every method is told: the budget, the alignment, how channels compete."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prune2deploy.budget.allocate import OPTIMAL, Allocation, allocate
@@ -9,13 +10,16 @@ from prune2deploy.budget.target import Budget
 from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.processes import on_main
 
+Settle = Callable[[Scores, ChannelMask | None], Allocation | None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
     """``granule`` None takes ``default_granule`` and gives way where the target cannot be reached with it.
 
     ``budget`` is of the dense model; methods that size themselves take it as a stop, or None. ``solver_seconds`` bounds
-    each solution of the ranking ``optimal``.
+    each solution of the ranking ``optimal``. ``settle``, where a cost of the budget can be measured, takes scores and
+    the channels that are left (None: all) to the allocation that was measured to hold it, or to None where none was.
     """
 
     budget: Budget | None = None
@@ -24,6 +28,7 @@ class Aim:
     ranking: str = "global"
     seed: int = 0
     solver_seconds: float = SOLVER_SECONDS
+    settle: Settle | None = None
 
     @property
     def widest_granule(self) -> int:
@@ -55,3 +60,8 @@ class Aim:
 
         # A solver that ends by the clock may end differently in each of several processes.
         return on_main(allocated) if self.ranking == OPTIMAL else allocated()
+
+    def settled(self, allocation: Allocation, scores: Scores, *, available: ChannelMask | None = None) -> Allocation:
+        """What is to be cut for good in place of ``allocation``, by the same scores: what was measured to hold."""
+        measured = None if self.settle is None else self.settle(scores, available)
+        return allocation if measured is None else measured

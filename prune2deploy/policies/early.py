@@ -98,6 +98,7 @@ class Early(NoPruning):
         self._options = options or EarlyOptions()
         self._criterion: Criterion = criterion_named(self._options.criterion)
         self._standing = Standing(graph)
+        self._latest_scores: Scores | None = None
         self._accumulated = RunningTaylor(graph)
         self._setting: Setting | None = None
         self._widths: list[tuple[int, ...]] = []
@@ -211,7 +212,8 @@ class Early(NoPruning):
         return max(1, epochs // 2) if self._options.fallback_epoch is None else self._options.fallback_epoch
 
     def _allocation(self, model: nn.Module, setting: Setting) -> Allocation:
-        return self._aim.allocation(self._standing.dense, self._scores(model, setting), budget=self._budget)
+        self._latest_scores = self._scores(model, setting)
+        return self._aim.allocation(self._standing.dense, self._latest_scores, budget=self._budget)
 
     def _scores(self, model: nn.Module, setting: Setting) -> Scores:
         """Taylor over the epoch that just ended; before any step, and of other criteria, on the model as it stands."""
@@ -225,6 +227,8 @@ class Early(NoPruning):
         return training_scores(self._criterion, graph, model, setting, images=self._options.images, seed=self._aim.seed)
 
     def _cut(self, allocation: Allocation, *, epoch: int, how: str) -> Decision:
+        if self._latest_scores is not None:
+            allocation = self._aim.settled(allocation, self._latest_scores)
         self._notes = (*self._notes, *allocation.notes)
         provenance = {
             "method": "epi",

@@ -290,7 +290,9 @@ class Gradual(NoPruning):
             )
             if budget.share_used(dense.cost, kept) > 1:
                 return kept
-        allocation = self._aim.allocation(dense, scores, budget=budget, available=self._standing.kept)
+        left = self._standing.kept
+        allocation = self._aim.allocation(dense, scores, budget=budget, available=left)
+        allocation = self._aim.settled(allocation, scores, available=left)
         self._granule = allocation.granule
         self._note(*allocation.notes)
         self._done = True

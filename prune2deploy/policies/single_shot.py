@@ -101,7 +101,7 @@ class SingleShot(NoPruning):
         started = time.perf_counter()
         scores = self._scores(moment.model, self._setting)
         scored = time.perf_counter()
-        allocation = self._aim.allocation(graph, scores, budget=self._budget)
+        allocation = self._aim.settled(self._aim.allocation(graph, scores, budget=self._budget), scores)
         document: dict[str, Any] = {
             "method": "3sp",
             "criterion": options.criterion,

@@ -47,11 +47,12 @@ def test_a_method_comes_down_to_a_latency_that_is_measured(
     measured = pruning["latency"]
     assert outcome.shortfall is None
     assert outcome.targets == {"latency": pytest.approx(0.6)}
-    assert pruning["achieved"]["latency"] == measured["ratio"] <= 0.6 * (1 + TOLERANCE)
+    assert pruning["achieved"]["latency"] == measured["ratio"] <= 0.6
     assert measured["ratio"] > 0.5
-    assert measured["rounds"][-1]["measured_ns"] == pytest.approx(1e6 * measured["ratio"])
+    assert any(one["measured_ns"] == pytest.approx(1e6 * measured["ratio"]) for one in measured["rounds"])
+    assert measured["met"]
     assert measured["target"]["ns"] == pytest.approx(600_000)
-    assert any("the share of channels" in note for note in outcome.notes)
+    assert not any("the share of channels" in note for note in outcome.notes)
 
 
 def test_a_latency_that_a_method_never_came_down_to_is_its_shortfall(
@@ -65,6 +66,7 @@ def test_a_latency_that_a_method_never_came_down_to_is_its_shortfall(
     assert 0.15 * (1 + TOLERANCE) < left < 1
     assert f"{left:.3f} of the latency (target 0.15)" in str(outcome.shortfall)
     assert pruning["latency"]["met"] is False
+    assert any("the share of channels" in note for note in outcome.notes)
 
 
 def test_a_time_that_the_dense_model_keeps_already_is_refused_before_anything_is_written(
