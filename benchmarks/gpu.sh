@@ -53,7 +53,7 @@ part doctor "$(share 10)" "$python" -m prune2deploy doctor
 mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort)
 part tests "$(share 25)" "$python" -m pytest -m gpu -q -p no:cacheprovider "${files[@]}"
 # The matrix has what is left but for a share of the training; its last cell may take longer than it was given.
-matrix=$((total - SECONDS - total * 30 / 100))
+matrix=$((total - SECONDS - total * 40 / 100))
 part engines $((matrix + total * 5 / 100)) "$python" benchmarks/gpu_engines.py \
   --network "${NETWORK:-resnet50}" ${SIDE:+--side "$SIDE"} --engines "${ENGINES:-all}" --batches "${BATCHES:-32,1,256}" \
   --minutes "$(awk -v seconds="$matrix" 'BEGIN { printf "%.2f", seconds / 60 }')" \
@@ -64,5 +64,8 @@ for precision in bf16 no; do
 done
 part harness "$(share 10)" "$python" benchmarks/harness.py same --engine "${HARNESS_ENGINE:-ort-cuda}" --comparisons 20 \
   --seconds 15 --work "$work" --out "$out/harness.json"
+# Without data to train on: speed depends on widths alone.
+part latency "$(share 10)" "$python" benchmarks/latency.py --networks "${LATENCY_NETWORKS:-mobilenet_v2,resnet50}" \
+  --settings "" --untrained --builds 3 --out "$out/latency.json"
 echo "took $SECONDS s; logs and JSON: $out"
 exit "$status"

@@ -42,7 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("latency-work"), help="trained weights are kept here")
     parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="of CPU engines; empty for none")
+    parser.add_argument("--untrained", action="store_true", help="random weights, where there is nothing to train on")
     parser.add_argument("--builds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--yield", dest="with_yield", action="store_true")
@@ -68,14 +69,14 @@ def main() -> None:
         document["yield"][setting_key(setting)] = run_yield(arguments.work, setting, builds=arguments.builds)
         write_json(arguments.out, document)
         return
-    settings = [*map(_setting, arguments.settings.split(",")), *_gpu_settings()]
+    settings = [*map(_setting, filter(None, arguments.settings.split(","))), *_gpu_settings()]
     for name in arguments.networks.split(","):
         network = None
         for setting in settings:
             cell = Cell(network=name, setting=setting)
             if not arguments.again and cell.key in document["cells"]:
                 continue
-            network = network or Network(name, arguments.work)
+            network = network or Network(name, None if arguments.untrained else arguments.work)
             document["cells"][cell.key] = _told(cell.key, run_cell, cell, network, builds=arguments.builds)
             write_json(arguments.out, document)
 

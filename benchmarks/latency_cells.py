@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latency_networks import INPUT_SHAPE, trained
+from latency_networks import INPUT_SHAPE, build_network, trained
 from latency_plans import Rival, TorchPruning, by_flops, importance_of, made
 from torch import nn
 
@@ -52,9 +52,10 @@ def setting_key(setting: Setting) -> str:
 class Network:
     """A network with its channels and scores, for all of its cells."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path | None) -> None:
+        """``folder`` keeps trained weights; None: random ones."""
         self.name = name
-        self.model = trained(name, folder)
+        self.model = build_network(name) if folder is None else trained(name, folder)
         self.image = torch.randn(1, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
         self.channels: Channels = find_channels(self.model, (self.image,))
         self.scores = score_channels(self.channels.graph, self.model, None, criterion=criterion_named("l2"), seed=0)

@@ -28,9 +28,14 @@ TRAINED_AT = (3, 32, 32)
 RECIPE = TrainingRecipe(epochs=6, batch_size=32, optimizer="adamw", learning_rate=1e-3, seed=0)
 
 
+def build_network(name: str) -> nn.Module:
+    """The network of that name with random weights, in evaluation mode."""
+    return build_model(ModelSpec.parse(NETWORKS[name]), seed=0).eval()
+
+
 def trained(name: str, folder: Path) -> nn.Module:
     """The network of that name in evaluation mode; trained once, and kept in ``folder``."""
-    model = build_model(ModelSpec.parse(NETWORKS[name]), seed=0)
+    model = build_network(name)
     file = folder / f"{name}.pt"
     if file.is_file():
         model.load_state_dict(torch.load(file, weights_only=True))
