@@ -219,7 +219,10 @@ class LatencyOfEngine:
         return float(np.median([*(one.timing.dense_ns for one in self.measured), timing.dense_ns]))
 
     def _correction(self, target: LatencyTarget) -> Correction:
-        """The line through the two measured networks nearest to the target, the dense one among them."""
+        """The line through the two measured networks nearest to the target, the dense one among them.
+
+        One by which the dense network would meet the target already is none: it was measured to take longer.
+        """
         if not self.measured:
             return Correction(offset_ns=0.0, scale=1.0)
         dense = self.dense_ns
@@ -230,9 +233,11 @@ class LatencyOfEngine:
         for other_predicted, other_measured in points[1:]:
             if abs(other_predicted - predicted) > 0.02 * self.price.dense:
                 slope = (other_measured - measured) / (other_predicted - predicted)
-                if _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
-                    return Correction(offset_ns=measured - slope * predicted, scale=slope)
-        return Correction(offset_ns=0.0, scale=measured / predicted)
+                offset = measured - slope * predicted
+                if _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1] and offset + slope * self.price.dense > wanted:
+                    return Correction(offset_ns=offset, scale=slope)
+        scale = measured / predicted
+        return Correction(offset_ns=0.0, scale=scale if scale * self.price.dense > wanted else dense / self.price.dense)
 
 
 def latency_of_engine(

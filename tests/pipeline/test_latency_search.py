@@ -145,3 +145,17 @@ def test_the_record_tells_what_each_cut_lost_and_gained(channels):
     # The table says that time is FLOPs, so the plan of fewest FLOPs is no slower by it.
     assert record["flop_optimal"]["predicted_ns"] <= 1.01 * fitted.limit.total(fitted.best.allocation.kept)
     assert record["flop_optimal"]["importance_kept"] >= record["importance_kept"] - 1e-6
+
+
+def test_a_table_that_is_far_off_for_the_first_network_never_calls_the_dense_one_fast_enough(channels):
+    class Flat(Formula):
+        """Far faster than its table says as soon as anything leaves."""
+
+        def ratio(self, kept):
+            return 1.0 if kept.all() else 0.15 * super().ratio(kept)
+
+    engine = engine_of(channels)
+    engine.whole = Flat(channels.graph)
+    fitted = engine.fit(LatencyTarget(fraction=0.6), CHOICES, scores_of(channels))
+    assert fitted.met
+    assert not fitted.best.allocation.kept.all()
