@@ -16,7 +16,7 @@ from prune2deploy.latency.setting import Setting
 from prune2deploy.latency.table import MeasuredTable
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import TOLERANCE, LatencyOfEngine
+from prune2deploy.pipeline.latency import TOLERANCE, LatencyOfEngine, Round
 from prune2deploy.pipeline.latency_cut import notes_on
 from prune2deploy.pipeline.latency_record import latency_record
 from prune2deploy.pipeline.requests import LatencyTarget
@@ -147,15 +147,9 @@ def test_the_record_tells_what_each_cut_lost_and_gained(channels):
     assert record["flop_optimal"]["importance_kept"] >= record["importance_kept"] - 1e-6
 
 
-def test_a_table_that_is_far_off_for_the_first_network_never_calls_the_dense_one_fast_enough(channels):
-    class Flat(Formula):
-        """Far faster than its table says as soon as anything leaves."""
-
-        def ratio(self, kept):
-            return 1.0 if kept.all() else 0.15 * super().ratio(kept)
-
+def test_no_correction_calls_the_dense_network_fast_enough(channels):
     engine = engine_of(channels)
-    engine.whole = Flat(channels.graph)
-    fitted = engine.fit(LatencyTarget(fraction=0.6), CHOICES, scores_of(channels))
-    assert fitted.met
-    assert not fitted.best.allocation.kept.all()
+    fast = WholeTiming(dense_ns=DENSE_NS, latency_ns=0.3 * DENSE_NS, ratio=0.3, low=None, high=None)
+    engine.measured = [Round(predicted_ns=0.9 * engine.price.dense, timing=fast, allocation=None)]
+    correction = engine._correction(LatencyTarget(fraction=0.6))
+    assert correction.offset_ns + correction.scale * engine.price.dense > 0.6 * DENSE_NS
