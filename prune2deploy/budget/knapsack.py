@@ -72,6 +72,22 @@ def most_worth(
     return program.solve(program.worth_row(), seconds=seconds, gap=gap)
 
 
+def worth_at_most(
+    graph: ChannelGraph,
+    offered: Sequence[Counts],
+    worth: Sequence[NDArray[np.float64]],
+    bounds: Sequence[Bound],
+    *,
+    seconds: float,
+) -> float | None:
+    """What no choice among ``offered`` is worth more than: what the best fractional one is; None if not found in time."""
+    program = _Program(graph, offered, worth)
+    for bound in bounds:
+        row, fixed = program.price_row(bound.price)
+        program.limit(row, bound.most - fixed)
+    return program.relaxed(program.worth_row(), seconds=seconds)
+
+
 def least_price(
     graph: ChannelGraph,
     offered: Sequence[Counts],
@@ -138,12 +154,10 @@ class _Program:
     def solve(self, gained: Mapping[int, float], *, seconds: float, gap: float) -> Chosen | None:
         """The choice that gains most."""
         begun = time.monotonic()
-        gains = np.zeros(self._size)
-        gains[list(gained)] = list(gained.values())
+        gains = self._column(gained)
         integrality = np.zeros(self._size)
         integrality[self._whole] = 1
-        with _hushed():
-            result = self._solved(gains, integrality, seconds=seconds, gap=gap)
+        result = self._solved(gains, integrality, seconds=seconds, gap=gap)
         if result.x is None:
             return None
         counts = tuple(
@@ -157,16 +171,28 @@ class _Program:
             seconds=time.monotonic() - begun,
         )
 
+    def relaxed(self, gained: Mapping[int, float], *, seconds: float) -> float | None:
+        """What the best choice gains where choices may be fractions; None where it was not found in time."""
+        gains = self._column(gained)
+        result = self._solved(gains, np.zeros(self._size), seconds=seconds, gap=0.0)
+        return float(gains @ result.x) if result.status == 0 else None
+
+    def _column(self, gained: Mapping[int, float]) -> NDArray[np.float64]:
+        gains = np.zeros(self._size)
+        gains[list(gained)] = list(gained.values())
+        return gains
+
     def _solved(
         self, gains: NDArray[np.float64], integrality: NDArray[np.float64], *, seconds: float, gap: float
     ) -> OptimizeResult:
-        return milp(
-            -gains * (_WORTH_OF_ALL / max(np.abs(gains).max(initial=0.0), 1e-300)),
-            integrality=integrality,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(self._matrix(), self._lows, self._highs),
-            options={"time_limit": max(seconds, 0.1), "mip_rel_gap": gap},
-        )
+        with _hushed():
+            return milp(
+                -gains * (_WORTH_OF_ALL / max(np.abs(gains).max(initial=0.0), 1e-300)),
+                integrality=integrality,
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(self._matrix(), self._lows, self._highs),
+                options={"time_limit": max(seconds, 0.1), "mip_rel_gap": gap},
+            )
 
     def _node(self, node: Node) -> NDArray[np.int64]:
         """The variables of a node, one a choice, of which one is taken."""

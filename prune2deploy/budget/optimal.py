@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prune2deploy.budget.knapsack import Bound, Chosen, least_price, most_worth
+from prune2deploy.budget.knapsack import Bound, Chosen, least_price, most_worth, worth_at_most
 from prune2deploy.budget.ladder import Ladder
 from prune2deploy.budget.nodes import Counts
 from prune2deploy.budget.priced import Priced
@@ -28,15 +28,17 @@ _NEAR, _SPREAD = 4, 6
 _ATTEMPTS = 6
 _WORTH_ASKING_AGAIN = 0.0005
 _TOLERANCE = 1e-9
+_BOUND_SHARE = 0.25
+"""The share of the time that is kept for a bound, where the solver finds nothing in the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """Counts of all groups (0 where a branch leaves), and how they were found.
 
-    ``status`` is ``optimal`` (within ``SOLVER_GAP``), ``time limit`` (the best that was found by then) or ``greedy``.
-    ``gap``: no choice among the widths that the solver was offered keeps more importance by a larger share; None where
-    nothing is proven.
+    ``status`` is ``optimal`` (within ``SOLVER_GAP``), ``time limit`` (the best that was found by then) or ``greedy``
+    (the solver found none). ``gap``: no choice among the widths that the solver was offered keeps more importance by a
+    larger share; that of a greedy plan is to the best fractional choice. None where nothing is proven.
     """
 
     counts: NDArray[np.int64]
@@ -60,7 +62,8 @@ def best_within(
     drawn_in = [1.0] * len(limits)
     for _ in range(0 if greedily else _ATTEMPTS):
         offered = _offered(ladder, ladder.dense() if best is None else best)
-        found = _ask(ladder, offered, limits, drawn_in, seconds=begun + seconds - time.monotonic())
+        left = begun + (1 - _BOUND_SHARE) * seconds - time.monotonic()
+        found = _ask(ladder, offered, limits, drawn_in, seconds=left)
         if found is None:
             break
         counts = np.array(found.counts)
@@ -80,6 +83,8 @@ def best_within(
             break
     if best is None:
         return None
+    if gap is None and not greedily:
+        gap = _gap_of_greedy(ladder, best, limits, seconds=max(_BOUND_SHARE * seconds, 1.0))
     return Solution(counts=best, status=status, gap=gap, seconds=time.monotonic() - begun)
 
 
@@ -120,6 +125,17 @@ def _ask(
     ]
     worth = [_worth(ladder, group, counts) for group, counts in enumerate(offered)]
     return most_worth(ladder.graph, offered, worth, bounds, seconds=seconds, gap=SOLVER_GAP)
+
+
+def _gap_of_greedy(
+    ladder: Ladder, counts: NDArray[np.int64], limits: Sequence[Limit], *, seconds: float
+) -> float | None:
+    """How much more importance the best fractional choice keeps, as a share: no plan of these widths keeps more."""
+    offered = _offered(ladder, counts)
+    worth = [_worth(ladder, group, one) for group, one in enumerate(offered)]
+    bounds = [Bound(price=price, most=limit.most) for limit in limits for price in limit.prices]
+    most = worth_at_most(ladder.graph, offered, worth, bounds, seconds=seconds)
+    return None if most is None else max(float(np.expm1(most - ladder.worth_of(counts))), 0.0)
 
 
 def _worth(ladder: Ladder, group: int, counts: Counts) -> NDArray[np.float64]:

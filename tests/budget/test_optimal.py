@@ -103,6 +103,17 @@ def test_without_time_the_plan_is_greedy_and_keeps_to_the_limits(graph):
     assert ladder.worth_of(greedy.counts) >= ladder.worth_of(solved.counts) - 0.1
 
 
+def test_a_plan_that_the_solver_has_no_time_to_better_has_the_gap_of_fractional_choices(graph, monkeypatch):
+    ladder = Ladder.of(graph, scores_of(graph), GRANULE)
+    limits = tuple(Budget(flops=0.4, parameters=0.5).limits(graph.cost).values())
+    best = ladder.worth_of(best_within(ladder, limits).counts)
+    monkeypatch.setattr("prune2deploy.budget.optimal.most_worth", lambda *_, **__: None)
+    solution = best_within(ladder, limits)
+    assert solution.status == GREEDY
+    assert solution.gap is not None
+    assert ladder.worth_of(solution.counts) + np.log1p(solution.gap) >= best - 1e-6, "the bound holds for the best plan"
+
+
 def test_branches_leave_whole_where_no_width_is_narrow_enough(graph):
     smallest = Ladder.of(graph, scores_of(graph), GRANULE).smallest()
     fraction = 0.6 * graph.cost.flops(smallest) / graph.cost.dense_flops
