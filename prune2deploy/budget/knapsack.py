@@ -65,10 +65,7 @@ def most_worth(
 
     ``offered`` has for each group its counts, ascending, 0 where its branch can leave; ``worth`` what each is worth.
     """
-    program = _Program(graph, offered, worth)
-    for bound in bounds:
-        row, fixed = program.price_row(bound.price)
-        program.limit(row, bound.most - fixed)
+    program = _bounded(graph, offered, worth, bounds)
     return program.solve(program.worth_row(), seconds=seconds, gap=gap)
 
 
@@ -80,11 +77,8 @@ def worth_at_most(
     *,
     seconds: float,
 ) -> float | None:
-    """What no choice among ``offered`` is worth more than: what the best fractional one is; None if not found in time."""
-    program = _Program(graph, offered, worth)
-    for bound in bounds:
-        row, fixed = program.price_row(bound.price)
-        program.limit(row, bound.most - fixed)
+    """What the best fractional choice is worth, and no other more; None where it was not found in time."""
+    program = _bounded(graph, offered, worth, bounds)
     return program.relaxed(program.worth_row(), seconds=seconds)
 
 
@@ -104,6 +98,16 @@ def least_price(
     program.limit({column: -value for column, value in gained.items()}, -at_least)
     row, _ = program.price_row(price)
     return program.solve({column: -value for column, value in row.items()}, seconds=seconds, gap=gap)
+
+
+def _bounded(
+    graph: ChannelGraph, offered: Sequence[Counts], worth: Sequence[NDArray[np.float64]], bounds: Sequence[Bound]
+) -> "_Program":
+    program = _Program(graph, offered, worth)
+    for bound in bounds:
+        row, fixed = program.price_row(bound.price)
+        program.limit(row, bound.most - fixed)
+    return program
 
 
 class _Program:
