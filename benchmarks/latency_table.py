@@ -42,13 +42,11 @@ def _setting_table(setting: str, cells: Record) -> str:
     ]
     for record in records:
         ours = record["variants"]["latency"]
-        solver = record["solver"]
         lines.append(
             f"| {record['network']}{'' if record['valid'] else ' (control failed)'} | {_interval(ours, 'ratio')} | "
             f"{ours['flops_fraction']:.3f} | {ours['importance']:.3f} | {_faster(record, 'flops')} | "
             f"{_faster(record, 'torch-pruning')} | {len(record['rounds'])} | "
-            f"{max((one['seconds'] for one in solver), default=0):.0f} s, "
-            f"{max((one['gap'] for one in solver if one['gap'] is not None), default=0):.1%} | "
+            f"{_solved(record['solver'])} | "
             f"{record['table']['measured']} points, {record['table']['seconds']:.0f} s |"
         )
     for rival, least in FASTER_THAN.items():
@@ -61,6 +59,13 @@ def _setting_table(setting: str, cells: Record) -> str:
                 f"below it: {', '.join(below) or 'none'}.",
             ]
     return "\n".join(lines)
+
+
+def _solved(solutions: list[Record]) -> str:
+    """The longest solution and the widest gap of all rounds."""
+    seconds = max((one["seconds"] for one in solutions), default=0)
+    gaps = [one["gap"] for one in solutions]
+    return f"{seconds:.0f} s, {'none proven' if None in gaps else f'{max(gaps, default=0):.1%}'}"
 
 
 def _faster(record: Record, rival: str) -> str:
