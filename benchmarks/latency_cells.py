@@ -112,7 +112,7 @@ def run_cell(cell: Cell, network: Network, *, builds: int) -> dict[str, Any]:
         },
         "unpriced": dict(Counter(engine.units.unpriced)),
         "controls": [{"estimate": one.interval.estimate, "passed": one.passed} for one in result.controls],
-        "valid": all(one.passed for one in result.controls),
+        "valid": all(one.passed for one in result.controls) and not any("INVALID" in note for note in result.notes),
         "notes": list(result.notes),
         "seconds": time.monotonic() - begun,
     }

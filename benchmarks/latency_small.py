@@ -108,5 +108,5 @@ def run_accuracy(cell: AccuracyCell, work: Path) -> dict[str, Any]:
         "failed": failed,
         "against": {name: against(result, name) for name in rivals},
         "met": fitted.met,
-        "valid": all(one.passed for one in result.controls),
+        "valid": all(one.passed for one in result.controls) and not any("INVALID" in note for note in result.notes),
     }

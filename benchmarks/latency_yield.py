@@ -49,6 +49,6 @@ def run_yield(work: Path, setting: Setting, *, builds: int) -> dict[str, Any]:
     return {
         "target_flops": FLOPS,
         "variants": told_rows(result, models),
-        "valid": all(one.passed for one in result.controls),
+        "valid": all(one.passed for one in result.controls) and not any("INVALID" in note for note in result.notes),
         "notes": list(result.notes),
     }
