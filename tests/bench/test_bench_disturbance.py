@@ -27,6 +27,7 @@ CALM = {
     "frequency_mhz": 3000.0,
     "run_delay_seconds": 5.0,
     "run_delay_longest_seconds": 4.0,
+    "working_threads": 1,
     "steal_seconds": 7.0,
     "steal_longest_seconds": 6.0,
     "other_cpu_seconds": 1000.0,
@@ -55,6 +56,25 @@ def after(seconds=0.2, **grown):
 
 def reason_for(*, cpus=1, seconds=0.2, **grown):
     return disturbance(CALM, after(seconds, **grown), cpus=cpus)
+
+
+@pytest.mark.parametrize(
+    ("working_threads", "cpus", "others_seconds", "dropped"),
+    [
+        (1, 1, 0.0, True),  # nobody of its own to wait for, and others may have run for less than a tick
+        (3, 1, 0.0, False),  # the threads of one engine are still awake when the next engine's turn begins
+        (3, 4, 0.0, True),  # each has a CPU
+        (3, 1, 0.05, True),
+    ],
+)
+def test_threads_that_share_a_cpu_wait_for_each_other_unless_others_ran(working_threads, cpus, others_seconds, dropped):
+    reason = reason_for(
+        cpus=cpus,
+        run_delay_longest_seconds=0.01,
+        working_threads=working_threads - CALM["working_threads"],
+        other_cpu_seconds=others_seconds,
+    )
+    assert (reason is not None) == dropped
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,19 @@ def test_no_cpu_is_its_own_sibling():
     assert not siblings_of(cpus) & cpus
     one = frozenset({min(cpus)})
     assert one.isdisjoint(siblings_of(one))
+
+
+def test_a_thread_that_hardly_runs_is_not_waited_for():
+    samples = []
+
+    def counted() -> dict[int, tuple[int, int]]:
+        return samples.pop(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prune2deploy.bench.machine.signals._waits_by_thread", counted)
+        samples += [{1: (0, 0), 2: (0, 0)}, {1: (1000, 3), 2: (10, 400)}, {1: (2000, 4), 2: (1000, 500)}]
+        reader = SignalReader(None, gpu=False)
+        first, second = reader.sample(), reader.sample()
+    assert first["run_delay_seconds"] == pytest.approx(403e-9)
+    assert (first["run_delay_longest_seconds"], first["working_threads"]) == (pytest.approx(3e-9), 1)
+    assert (second["run_delay_longest_seconds"], second["working_threads"]) == (pytest.approx(103e-9), 2)

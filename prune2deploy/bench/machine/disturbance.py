@@ -16,6 +16,8 @@ Signals = Mapping[str, float | None]
 RUN_DELAY_SHARE = 0.02
 # Less than this is how long waking a thread takes, and no neighbour: it matters in rounds below 50 ms only.
 RUN_DELAY_SECONDS = 0.001
+# Of what others ran on the CPUs, as for steal.
+OTHERS_TICKS = 1
 # A hypervisor takes whole ticks: one or two in a short round are also what rounding leaves of next to nothing.
 STEAL_SHARE = 0.05
 STEAL_TICKS = 3
@@ -46,7 +48,7 @@ def disturbance(before: Signals, after: Signals, *, cpus: int, highest_mhz: floa
     reasons = (
         # Who is stopped for a quota may be counted as waiting for a CPU, too, and shall know why.
         _out_of_quota(before, after, seconds),
-        _waited(before, after, seconds),
+        _waited(before, after, seconds, cpus),
         _stolen(before, after, seconds),
         _beside(before, after, seconds, cpus),
         _too_hot(before, after),
@@ -78,10 +80,18 @@ def too_disturbed(kept: int, dropped: int) -> bool:
     return dropped > kept
 
 
-def _waited(before: Signals, after: Signals, seconds: float) -> str | None:
-    """One thread that waits holds up all that work with it, so it is the longest wait that counts."""
+def _waited(before: Signals, after: Signals, seconds: float, cpus: int) -> str | None:
+    """One thread that waits holds up all that work with it, so it is the longest wait that counts.
+
+    Where more threads work than there are CPUs, they wait for each other (OpenVINO's are still awake when the next
+    engine's turn begins): then something else must have run there, too.
+    """
     waited = _grown(before, after, "run_delay_longest_seconds")
     if waited is None or waited <= max(RUN_DELAY_SHARE * seconds, RUN_DELAY_SECONDS):
+        return None
+    others = _grown(before, after, "other_cpu_seconds")
+    crowded = (after.get("working_threads") or 0) > cpus
+    if crowded and others is not None and not _exceeds(others, RUN_DELAY_SHARE * seconds, ticks=OTHERS_TICKS):
         return None
     return f"waited {waited / seconds:.1%} of the round for a CPU"
 

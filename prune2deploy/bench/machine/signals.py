@@ -19,6 +19,8 @@ _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_FOLDER = Path("/sys/fs/cgroup")
 # Asking a CPU for its frequency can take 20 us and an interrupt there.
 _MOST_FREQUENCIES = 16
+_WORKING_SHARE = 0.05
+"""Of what the busiest thread ran: a thread that ran less does none of the work."""
 
 
 class SignalReader:
@@ -38,7 +40,7 @@ class SignalReader:
         self._frequencies = _frequency_files(self._cpus)
         self._quotas = quota_files(_text(Path("/proc/self/cgroup")) or "", root=_CGROUP_FOLDER)
         self._waits_ns = _waits_by_thread()
-        self._wait_total_ns = self._wait_longest_ns = 0
+        self._wait_total_ns = self._wait_longest_ns = self._working_threads = 0
         self._stolen: Mapping[int, float] = {}
         self._stolen_most = 0.0
         self._gpu = open_gpu() if gpu else None
@@ -48,13 +50,14 @@ class SignalReader:
 
         Of the moment: ``at_seconds`` (monotonic), ``load_1min``, ``frequency_mhz`` (of the used CPU that runs fastest:
         the others may be idle just now, and heat slows all), ``gpu_clock_mhz``, ``gpu_memory_clock_mhz``,
-        ``gpu_temperature_c``, ``gpu_power_watts``, ``gpu_throttle_reasons`` (NVML's bit mask), ``gpu_other_processes``.
+        ``gpu_temperature_c``, ``gpu_power_watts``, ``gpu_throttle_reasons`` (NVML's bit mask), ``gpu_other_processes``;
+        ``working_threads`` are those of this process that did the work since the sample before.
 
         Counters, of which only differences mean something: ``run_delay_seconds`` is how long threads of this process
-        were ready and had no CPU, all together, and ``run_delay_longest_seconds`` that of the thread that waited the
-        longest since the sample before, added up. ``steal_seconds`` is what a hypervisor took from all used CPUs and
-        ``steal_longest_seconds`` from that which lost the most, likewise; ``other_cpu_seconds`` what ran on them and
-        was not this process; ``sibling_cpu_seconds`` what ran on the other hardware threads of their cores;
+        were ready and had no CPU, all together, and ``run_delay_longest_seconds`` that of the working thread that
+        waited the longest since the sample before, added up. ``steal_seconds`` is what a hypervisor took from all used
+        CPUs and ``steal_longest_seconds`` from that which lost the most, likewise; ``other_cpu_seconds`` what ran on
+        them and was not this process; ``sibling_cpu_seconds`` what ran on the other hardware threads of their cores;
         ``switches_involuntary``, ``page_faults_major``; ``cpu_throttles`` (times a used CPU or its package was slowed
         down for its heat); ``quota_throttles`` and ``quota_throttled_seconds`` (a control group's CPU quota was used
         up).
@@ -66,6 +69,7 @@ class SignalReader:
             "frequency_mhz": _highest_mhz(self._frequencies),
             "run_delay_seconds": None if self._waits_ns is None else self._wait_total_ns * 1e-9,
             "run_delay_longest_seconds": None if self._waits_ns is None else self._wait_longest_ns * 1e-9,
+            "working_threads": None if self._waits_ns is None else self._working_threads,
             **self._cpu_times(),
             **_usage(),
             "cpu_throttles": _sum_of(self._throttle_counts),
@@ -84,14 +88,24 @@ class SignalReader:
             self._gpu = None
 
     def _count_waits(self) -> None:
-        """Threads come and go: only what grew since the last sample is added."""
+        """Threads come and go: only what grew since the last sample is added.
+
+        Of the threads that work the longest wait counts. A thread that hardly runs (OpenVINO has one that looks after
+        the others) waits for those of its own process, whenever it wakes beside them on one CPU, and holds up nothing.
+        """
         waits = _waits_by_thread()
         if waits is None or self._waits_ns is None:
             self._waits_ns = None
             return
-        grown = [wait - self._waits_ns.get(thread, 0) for thread, wait in waits.items()]
-        self._wait_total_ns += sum(grown)
-        self._wait_longest_ns += max(grown, default=0)
+        grown = [
+            (ran - self._waits_ns.get(thread, (0, 0))[0], waited - self._waits_ns.get(thread, (0, 0))[1])
+            for thread, (ran, waited) in waits.items()
+        ]
+        working = _WORKING_SHARE * max((ran for ran, _ in grown), default=0)
+        self._wait_total_ns += sum(waited for _, waited in grown)
+        waits_of_working = [waited for ran, waited in grown if ran >= working]
+        self._wait_longest_ns += max(waits_of_working, default=0)
+        self._working_threads = len(waits_of_working)
         self._waits_ns = waits
 
     def _cpu_times(self) -> dict[str, float | None]:
@@ -159,10 +173,10 @@ def quota_counts(texts: Iterable[str]) -> tuple[int, float]:
     return times, seconds
 
 
-def _waits_by_thread() -> dict[int, int] | None:
-    """How long each thread of this process was ready and had no CPU, in ns; None where the kernel keeps no count.
+def _waits_by_thread() -> dict[int, tuple[int, int]] | None:
+    """How long each thread of this process ran, and how long it was ready and had no CPU, in ns.
 
-    The second field of schedstat. A wait is counted when it ends.
+    None where the kernel keeps no count. The first two fields of schedstat. A wait is counted when it ends.
     """
     waits = {}
     try:
@@ -172,7 +186,7 @@ def _waits_by_thread() -> dict[int, int] | None:
     for thread in threads:
         fields = (_text(thread / "schedstat") or "").split()
         if len(fields) >= 2:
-            waits[int(thread.name)] = int(fields[1])
+            waits[int(thread.name)] = int(fields[0]), int(fields[1])
     return waits or None
 
 
