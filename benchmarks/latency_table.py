@@ -43,7 +43,8 @@ def _setting_table(setting: str, cells: Record) -> str:
     for record in records:
         ours = record["variants"]["latency"]
         lines.append(
-            f"| {record['network']}{'' if record['valid'] else ' (disturbed: not valid)'} | {_interval(ours, 'ratio')} | "
+            f"| {record['network']}{'' if record['valid'] else ' (disturbed: not valid)'} | "
+            f"{_interval(ours, 'ratio')} | "
             f"{ours['flops_fraction']:.3f} | {ours['importance']:.3f} | {_faster(record, 'flops')} | "
             f"{_faster(record, 'torch-pruning')} | {len(record['rounds'])} | "
             f"{_solved(record['solver'])} | "
