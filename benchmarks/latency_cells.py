@@ -23,7 +23,7 @@ from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import Channels, find_channels
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import FittedLatency, latency_of_engine
+from prune2deploy.pipeline.latency.search import FittedLatency, latency_of_engine
 from prune2deploy.pipeline.requests import LatencyTarget
 
 TARGET = 0.5

@@ -16,7 +16,7 @@ from prune2deploy.importance.criteria import criterion_named, score_channels
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import MODULE, find_channels
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import latency_of_engine
+from prune2deploy.pipeline.latency.search import latency_of_engine
 from prune2deploy.pipeline.requests import LatencyTarget, TrainingChoices, TrainRequest
 from prune2deploy.pipeline.subject import load_subject_data, open_subject
 from prune2deploy.pipeline.train import run_train

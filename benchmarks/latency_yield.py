@@ -14,7 +14,7 @@ from prune2deploy.budget.from_mask import plan_from_mask
 from prune2deploy.budget.target import Budget
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import latency_of_engine
+from prune2deploy.pipeline.latency.search import latency_of_engine
 from prune2deploy.pipeline.requests import LatencyTarget
 
 FLOPS = 0.33

@@ -18,9 +18,9 @@ from prune2deploy.graph.channels import ChannelGraph, ChannelMask
 from prune2deploy.pipeline.backends import MODULE, find_channels, refuse_edited
 from prune2deploy.pipeline.comparisons import FROM_SCRATCH, train_from_scratch
 from prune2deploy.pipeline.cutting import example_inputs, proven
+from prune2deploy.pipeline.latency.pareto import PARETO_FAMILY
 from prune2deploy.pipeline.making import PRUNED, Work
 from prune2deploy.pipeline.outcomes import FamilyOutcome
-from prune2deploy.pipeline.pareto import PARETO_FAMILY
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.requests import FamilyRequest, TrainingChoices
 from prune2deploy.pipeline.subject import DENSE, Subject, load_subject_data, open_subject

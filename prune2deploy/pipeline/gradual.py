@@ -13,8 +13,8 @@ from prune2deploy.data.splits import DataSplits
 from prune2deploy.errors import InputError, TargetError
 from prune2deploy.pipeline.backends import AUTO, GRAPH, MODULE, Channels
 from prune2deploy.pipeline.cutting import CutChoices, inexact_cuts, inexact_note, proven
+from prune2deploy.pipeline.latency.methods import MethodLatency
 from prune2deploy.pipeline.making import PRUNED, Work
-from prune2deploy.pipeline.method_latency import MethodLatency
 from prune2deploy.pipeline.record import pruning_record
 from prune2deploy.pipeline.requests import PruneRequest
 from prune2deploy.pipeline.subject import DENSE

@@ -20,10 +20,10 @@ from prune2deploy.pipeline.backends import MODULE, Channels, find_channels
 from prune2deploy.pipeline.comparisons import check_comparisons, make_comparisons
 from prune2deploy.pipeline.cutting import example_inputs, inexact_cuts, inexact_note, layer_widths
 from prune2deploy.pipeline.frozen import frozen_rows
-from prune2deploy.pipeline.latency import TOLERANCE
-from prune2deploy.pipeline.latency_cut import budget_of, setting_of
+from prune2deploy.pipeline.latency.cut import budget_of, setting_of
+from prune2deploy.pipeline.latency.methods import MethodLatency, fitted_latency, uniform_choices
+from prune2deploy.pipeline.latency.search import TOLERANCE
 from prune2deploy.pipeline.making import PRUNED, Work
-from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency, uniform_choices
 from prune2deploy.pipeline.outcomes import MethodOutcome
 from prune2deploy.pipeline.requests import MethodChoices, TrainRequest
 from prune2deploy.pipeline.restrictions import Restrictions, reasons_to_stay

@@ -31,12 +31,12 @@ from prune2deploy.pipeline.gradual import (
     gradual_options,
     make_pruned_gradually,
 )
-from prune2deploy.pipeline.latency import TOLERANCE
-from prune2deploy.pipeline.latency_cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
+from prune2deploy.pipeline.latency.cut import budget_of, cut_to_latency, engine_for, latency_pruning_record, setting_of
+from prune2deploy.pipeline.latency.methods import MethodLatency, fitted_latency
+from prune2deploy.pipeline.latency.pareto import PARETO_FAMILY, cut_family, make_members
+from prune2deploy.pipeline.latency.search import TOLERANCE
 from prune2deploy.pipeline.making import PRUNED, Work, make_dense, make_pruned
-from prune2deploy.pipeline.method_latency import MethodLatency, fitted_latency
 from prune2deploy.pipeline.outcomes import PruneOutcome
-from prune2deploy.pipeline.pareto import PARETO_FAMILY, cut_family, make_members
 from prune2deploy.pipeline.places import settled_checkpoint
 from prune2deploy.pipeline.recipes import fine_tuning_recipe, scratch_recipe
 from prune2deploy.pipeline.record import pruning_record

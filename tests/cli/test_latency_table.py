@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prune2deploy.pipeline.latency_rows import HoldingRow, LatencyTableOutcome, ModelTable, UnitRow
+from prune2deploy.pipeline.latency.rows import HoldingRow, LatencyTableOutcome, ModelTable, UnitRow
 from prune2deploy.pipeline.requests import LatencyTableRequest
 
 FILE = Path("cache/measured.sqlite3")

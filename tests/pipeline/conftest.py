@@ -17,7 +17,7 @@ from prune2deploy.budget.surface import Surface
 from prune2deploy.checkpoint.bundle import save_bundle
 from prune2deploy.latency.table import MeasuredTable
 from prune2deploy.model.spec import ModelSpec, build_model
-from prune2deploy.pipeline.whole_models import WholeModels, WholeTiming
+from prune2deploy.pipeline.latency.whole_models import WholeModels, WholeTiming
 
 BLOCKS = '''
 import torch
@@ -132,6 +132,6 @@ def engine_by_formula(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         ratio = SHARED_OF_LATENCY + (1 - SHARED_OF_LATENCY) * share
         return WholeTiming(dense_ns=1e6, latency_ns=1e6 * ratio, ratio=ratio, low=0.99 * ratio, high=1.01 * ratio)
 
-    monkeypatch.setattr("prune2deploy.pipeline.latency.measured_surfaces", surfaces)
+    monkeypatch.setattr("prune2deploy.pipeline.latency.search.measured_surfaces", surfaces)
     monkeypatch.setattr(WholeModels, "time", timing)
     return lambda: len(timed)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prune2deploy.budget.plan import PrunePlan
-from prune2deploy.pipeline.method_latency import MethodLatency
+from prune2deploy.pipeline.latency.methods import MethodLatency
 from prune2deploy.pipeline.prune import run_prune
 from prune2deploy.pipeline.requests import LatencyTarget, PruneRequest, Targets, TrainingChoices
 

@@ -16,11 +16,11 @@ from prune2deploy.latency.setting import Setting
 from prune2deploy.latency.table import MeasuredTable
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import TOLERANCE, LatencyOfEngine, Round
-from prune2deploy.pipeline.latency_cut import notes_on
-from prune2deploy.pipeline.latency_record import latency_record
+from prune2deploy.pipeline.latency.cut import notes_on
+from prune2deploy.pipeline.latency.record import latency_record
+from prune2deploy.pipeline.latency.search import TOLERANCE, LatencyOfEngine, Round
+from prune2deploy.pipeline.latency.whole_models import WholeTiming
 from prune2deploy.pipeline.requests import LatencyTarget
-from prune2deploy.pipeline.whole_models import WholeTiming
 
 DENSE_NS = 2e6
 CHOICES = CutChoices(budget=None, method="l2", ranking="optimal", default_granule=4, solver_seconds=5)

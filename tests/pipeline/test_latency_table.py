@@ -16,7 +16,7 @@ from prune2deploy.latency.environment import environment_of
 from prune2deploy.latency.points import Point, Timing
 from prune2deploy.latency.setting import Setting
 from prune2deploy.latency.store import LatencyStore
-from prune2deploy.pipeline.latency_table import run_latency_table
+from prune2deploy.pipeline.latency.table import run_latency_table
 from prune2deploy.pipeline.requests import LatencyTableRequest
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prune2deploy.errors import TargetError
-from prune2deploy.pipeline.latency import TOLERANCE
+from prune2deploy.pipeline.latency.search import TOLERANCE
 from prune2deploy.pipeline.method_training import run_method
 from prune2deploy.pipeline.requests import LatencyTarget, MethodChoices, Targets, TrainingChoices, TrainRequest
 from prune2deploy.progress import SILENT

@@ -13,7 +13,7 @@ from prune2deploy.pipeline import making
 from prune2deploy.pipeline.export import run_export
 from prune2deploy.pipeline.family import run_family
 from prune2deploy.pipeline.inspect import run_inspect
-from prune2deploy.pipeline.pareto import family_record, member_name
+from prune2deploy.pipeline.latency.pareto import family_record, member_name
 from prune2deploy.pipeline.prune import run_prune
 from prune2deploy.pipeline.report import run_report
 from prune2deploy.pipeline.requests import (

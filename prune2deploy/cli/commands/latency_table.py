@@ -10,7 +10,7 @@ from prune2deploy.cli import options, values
 from prune2deploy.cli.console import print_document, print_line, print_notes, print_table, working
 from prune2deploy.cli.tables import TextTable, share
 from prune2deploy.pipeline.choices import ENGINES, PRECISIONS, known
-from prune2deploy.pipeline.latency_rows import HoldingRow, LatencyTableOutcome, ModelTable
+from prune2deploy.pipeline.latency.rows import HoldingRow, LatencyTableOutcome, ModelTable
 from prune2deploy.pipeline.requests import LatencyTableRequest
 from prune2deploy.progress import Progress
 
@@ -89,7 +89,7 @@ def latency_table(
         trust_pickle=trust_pickle,
     )
     with working(quiet=quiet, verbose=verbose) as progress:
-        from prune2deploy.pipeline.latency_table import run_latency_table
+        from prune2deploy.pipeline.latency.table import run_latency_table
 
         outcome = run_latency_table(request, progress)
     if json:

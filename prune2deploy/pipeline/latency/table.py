@@ -18,7 +18,7 @@ from prune2deploy.latency.words import words
 from prune2deploy.pipeline.backends import find_channels
 from prune2deploy.pipeline.bench import usable_cores
 from prune2deploy.pipeline.cutting import example_inputs
-from prune2deploy.pipeline.latency_rows import HoldingRow, LatencyTableOutcome, ModelTable, UnitRow
+from prune2deploy.pipeline.latency.rows import HoldingRow, LatencyTableOutcome, ModelTable, UnitRow
 from prune2deploy.pipeline.measurable import usable_engine
 from prune2deploy.pipeline.requests import LatencyTableRequest
 from prune2deploy.pipeline.subject import named_subject

@@ -20,8 +20,8 @@ from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.bench import usable_cores
 from prune2deploy.pipeline.cutting import Cut, CutChoices, proven, provenance_of, scores_for
-from prune2deploy.pipeline.latency import TOLERANCE, FittedLatency, LatencyOfEngine, Round, latency_of_engine
-from prune2deploy.pipeline.latency_record import latency_record
+from prune2deploy.pipeline.latency.record import latency_record
+from prune2deploy.pipeline.latency.search import TOLERANCE, FittedLatency, LatencyOfEngine, Round, latency_of_engine
 from prune2deploy.pipeline.making import PRUNED
 from prune2deploy.pipeline.measurable import usable_engine
 from prune2deploy.pipeline.record import pruning_record

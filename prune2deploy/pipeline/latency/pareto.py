@@ -8,8 +8,8 @@ from prune2deploy.budget.plan import PrunePlan
 from prune2deploy.errors import TargetError
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices, inexact_note
-from prune2deploy.pipeline.latency import LatencyOfEngine
-from prune2deploy.pipeline.latency_cut import cut_to_latency, latency_pruning_record
+from prune2deploy.pipeline.latency.cut import cut_to_latency, latency_pruning_record
+from prune2deploy.pipeline.latency.search import LatencyOfEngine
 from prune2deploy.pipeline.making import PRUNED, Work, make_pruned
 from prune2deploy.pipeline.requests import LatencyTarget
 from prune2deploy.progress import SILENT, Progress

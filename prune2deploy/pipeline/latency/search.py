@@ -26,8 +26,8 @@ from prune2deploy.latency.setting import Setting
 from prune2deploy.latency.table import MeasuredTable, measured_surfaces
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
+from prune2deploy.pipeline.latency.whole_models import WholeModels, WholeTiming
 from prune2deploy.pipeline.requests import LatencyTarget
-from prune2deploy.pipeline.whole_models import WholeModels, WholeTiming
 from prune2deploy.processes import on_main
 from prune2deploy.progress import SILENT, Progress
 

@@ -15,9 +15,9 @@ from prune2deploy.graph.channels import ChannelMask
 from prune2deploy.latency.setting import Setting
 from prune2deploy.pipeline.backends import Channels
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import TOLERANCE, FittedLatency, LatencyOfEngine
-from prune2deploy.pipeline.latency_cut import engine_for, measured_after
-from prune2deploy.pipeline.latency_record import latency_record
+from prune2deploy.pipeline.latency.cut import engine_for, measured_after
+from prune2deploy.pipeline.latency.record import latency_record
+from prune2deploy.pipeline.latency.search import TOLERANCE, FittedLatency, LatencyOfEngine
 from prune2deploy.pipeline.requests import LatencyTarget
 from prune2deploy.pipeline.subject import Subject
 from prune2deploy.policies.aim import Aim

@@ -13,7 +13,7 @@ from prune2deploy.budget.running import Move, Running
 from prune2deploy.engines.registry import engine_named
 from prune2deploy.graph.channels import ChannelGraph
 from prune2deploy.pipeline.cutting import CutChoices
-from prune2deploy.pipeline.latency import FittedLatency, LatencyOfEngine, Round
+from prune2deploy.pipeline.latency.search import FittedLatency, LatencyOfEngine, Round
 
 
 def latency_record(
