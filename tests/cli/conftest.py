@@ -12,7 +12,7 @@ FUNCTIONS = {
     "prune": "run_prune",
     "family": "run_family",
     "inspect": "run_inspect",
-    "latency_table": "run_latency_table",
+    "latency.table": "run_latency_table",
     "export": "run_export",
     "build": "run_build",
     "compare": "run_compare",

@@ -75,7 +75,7 @@ def outcome(**changes: object) -> LatencyTableOutcome:
 
 
 def test_options_arrive_in_the_request(stage, run_p2d):
-    requests = stage("latency_table", lambda progress: outcome())
+    requests = stage("latency.table", lambda progress: outcome())
     options = "--engine ort-cpu --precision fp16 --batch 8 --threads 2 --align 8 --input 3x32x32 --model resnet20"
     assert run_p2d("latency-table", "net.pt", *options.split(), "--export", "all.csv", "--clear").exit_code == 0
     assert requests == [
@@ -95,13 +95,13 @@ def test_options_arrive_in_the_request(stage, run_p2d):
 
 
 def test_without_anything_it_asks_for_what_is_kept(stage, run_p2d):
-    requests = stage("latency_table", lambda progress: outcome())
+    requests = stage("latency.table", lambda progress: outcome())
     run_p2d("latency-table")
     assert requests == [LatencyTableRequest()]
 
 
 def test_what_is_kept_is_a_row_an_environment(stage, run_p2d):
-    stage("latency_table", lambda progress: outcome(holdings=(HOLDING, OLD)))
+    stage("latency.table", lambda progress: outcome(holdings=(HOLDING, OLD)))
     lines = run_p2d("latency-table").stdout.splitlines()
     assert lines[1].split()[:9] == ["ort-cpu", "1.2", "a", "CPU", "fp32", "1", "1", "26", "377"]
     assert "days ago" in lines[1]
@@ -112,12 +112,12 @@ def test_what_is_kept_is_a_row_an_environment(stage, run_p2d):
 
 
 def test_an_empty_table_says_how_to_fill_it(stage, run_p2d):
-    stage("latency_table", lambda progress: outcome(holdings=()))
+    stage("latency.table", lambda progress: outcome(holdings=()))
     assert "p2d latency-table torchvision:resnet50 --engine ort-cpu" in run_p2d("latency-table").stdout
 
 
 def test_a_model_is_told_by_its_units_the_dearest_first(stage, run_p2d):
-    stage("latency_table", lambda progress: outcome(table=TABLE))
+    stage("latency.table", lambda progress: outcome(table=TABLE))
     lines = run_p2d("latency-table", "torchvision:resnet50").stdout.splitlines()
     assert lines[0] == "torchvision:resnet50, input 3x224x224, on ort-cpu at fp32, batch 1, 1 thread, granule 16"
     assert lines[2].split() == [
@@ -130,14 +130,14 @@ def test_a_model_is_told_by_its_units_the_dearest_first(stage, run_p2d):
 
 
 def test_clearing_and_exporting_say_how_much(stage, run_p2d):
-    stage("latency_table", lambda progress: outcome(cleared=30, exported=Path("all.csv")))
+    stage("latency.table", lambda progress: outcome(cleared=30, exported=Path("all.csv")))
     lines = run_p2d("latency-table", "--clear", "--export", "all.csv").stdout.splitlines()
     assert lines[0] == "dropped 30 measurements"
     assert "exported: 377 measurements to all.csv" in lines
 
 
 def test_json_is_one_document_and_nothing_else(stage, run_p2d):
-    stage("latency_table", lambda progress: outcome(table=TABLE, exported=Path("all.csv")))
+    stage("latency.table", lambda progress: outcome(table=TABLE, exported=Path("all.csv")))
     document = json.loads(run_p2d("latency-table", "torchvision:resnet50", "--json").stdout)
     assert document["schema_version"] == 1
     assert document["file"] == str(FILE)
@@ -159,7 +159,7 @@ def test_json_is_one_document_and_nothing_else(stage, run_p2d):
     ],
 )
 def test_bad_values_are_refused_in_one_line(stage, run_p2d, arguments, words):
-    requests = stage("latency_table", lambda progress: outcome())
+    requests = stage("latency.table", lambda progress: outcome())
     result = run_p2d("latency-table", *arguments)
     assert (result.exit_code, requests) == (2, [])
     assert words in result.stderr
@@ -170,7 +170,7 @@ def test_an_interrupted_measurement_leaves_with_130(stage, run_p2d):
     def interrupt(progress: object) -> None:
         raise KeyboardInterrupt
 
-    stage("latency_table", interrupt)
+    stage("latency.table", interrupt)
     result = run_p2d("latency-table", "m")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
